@@ -1,0 +1,42 @@
+"""CausalDAO: institutions that may not share rows learn together what causes what.
+
+Importing this package is free: public names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "CausalDAO": "causaldao.simulations.federation",
+    "FederatedClient": "causaldao.simulations.federation",
+    "CausalGraph": "causaldao.models.graph",
+    "CausalRule": "causaldao.models.rules",
+    "CausalRuleSet": "causaldao.models.rules",
+    "Knowledge": "causaldao.models.knowledge",
+    "Evidence": "causaldao.models.discovery.evidence",
+    "discover": "causaldao.models.discovery",
+    "effect": "causaldao.models.effects",
+    "LinearSCM": "causaldao.models.scm",
+    "NeuralSCM": "causaldao.models.scm",
+    "Study": "causaldao.study",
+    "aggregate": "causaldao.aggregation",
+    "audit": "causaldao.audit",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604 - the names are strings, and lazy
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'causaldao' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
+    value = getattr(import_module(_PUBLIC[name]), "average_effect" if name == "effect" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,212 @@
+"""Proposal and verifiable ballots.
+
+The proposal is what discovery finds in the pool, taken apart into *marks*: adjacencies, and unshielded colliders. A ballot
+says of each mark +1, -1 or 0, by a noise-aware test in the voter's own released evidence; the voter's declared
+knowledge overrides. A ballot is a function of public things, so anyone can recompute it (`recheck`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+import torch
+
+from causaldao.errors import ConfigurationError, IdentityError
+from causaldao.models.discovery import discover
+from causaldao.models.discovery.evidence import Evidence, Partial, partial
+from causaldao.models.graph import CausalGraph
+from causaldao.models.knowledge import NONE, Knowledge
+from causaldao.models.pattern import extension
+
+NEAR_TIE = 1e-6  # a statistic this close to its threshold may fall otherwise on another machine
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An adjacency (a, b), a < b, or an unshielded collider (a, c, b), a < b, c the collider.
+
+    ``given`` is the conditioning set of its test: the partial correlation of the two ends is not zero; ``strength`` is
+    that correlation in the pool, ``z`` and ``error`` Fisher's z of it and its standard error.
+    """
+
+    nodes: tuple[str, ...]
+    given: tuple[str, ...] = ()
+    strength: float = 0.0
+    z: float = 0.0
+    error: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        return "adjacency" if len(self.nodes) == 2 else "collider"
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        return self.nodes[0], self.nodes[-1]
+
+    @property
+    def key(self) -> str:
+        return " - ".join(self.nodes) if len(self.nodes) == 2 else "{} -> {} <- {}".format(*self.nodes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "nodes": list(self.nodes), "given": list(self.given), "strength": self.strength, "z": self.z,
+            "error": self.error,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Mark:
+        return Mark(tuple(value["nodes"]), tuple(value["given"]), value["strength"], value["z"], value["error"])
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A pattern (CPDAG) and its marks, with the decisions of discovery that hung on less than 1e-6."""
+
+    pattern: CausalGraph
+    marks: tuple[Mark, ...]
+    near_ties: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pattern": self.pattern.to_json(),
+            "marks": [mark.to_json() for mark in self.marks],
+            "near_ties": list(self.near_ties),
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Proposal:
+        marks = tuple(Mark.from_json(mark) for mark in value["marks"])
+        return Proposal(CausalGraph.from_json(value["pattern"]), marks, tuple(value["near_ties"]))
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """A vote on each mark: +1 the own evidence shows it, -1 contradicts it, 0 has no power to say."""
+
+    votes: Mapping[str, int]
+    knowledge: Knowledge = field(default=NONE)
+    near_ties: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "votes": dict(self.votes), "knowledge": self.knowledge.to_json(), "near_ties": list(self.near_ties),
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(value: Any, proposal: Proposal) -> Ballot:
+        """Read a ballot on ``proposal``: exactly its marks, each -1, 0 or +1; anything else is an IdentityError."""
+        try:
+            votes, ties = dict(value["votes"]), tuple(value["near_ties"])
+            knowledge = Knowledge.from_json(value["knowledge"])
+            knowledge.check(proposal.pattern.nodes)
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigurationError) as error:
+            raise IdentityError(f"The ballot is not in its JSON form: {error}.") from error
+        keys = {mark.key for mark in proposal.marks}
+        wrong = sorted(set(votes) ^ keys) + sorted(k for k, v in votes.items() if type(v) is not int or abs(v) > 1)
+        if wrong or not set(ties) <= keys or set(value) != {"votes", "knowledge", "near_ties"}:
+            raise IdentityError(f"A ballot votes -1, 0 or +1 on each mark of the proposal; wrong here: {wrong[:3]}.")
+        return Ballot(votes, knowledge, ties)
+
+
+def propose(
+    evidence: Evidence, method: str, knowledge: Knowledge, *, seed: int, **options: Any
+) -> Proposal:
+    """What discovery finds in the pooled evidence, as a pattern with its marks.
+
+    ``seed`` is public (from the study's hash), so that anyone finds the same.
+    """
+    if method == "boss":
+        options = {**options, "generator": torch.Generator().manual_seed(seed)}
+    pattern = discover(evidence, method, knowledge, **options)
+    return Proposal(pattern, marks_of(pattern, evidence))
+
+
+def marks_of(pattern: CausalGraph, evidence: Evidence) -> tuple[Mark, ...]:
+    """The marks of a pattern, each with the test that any holder of evidence can make of it.
+
+    In the extension taken in name order, an adjacency p → c is tested given the other parents of c; a collider
+    a → c ← b given c and the parents of the later of a and b, which separate them (local Markov property).
+    """
+    dag = extension(pattern)
+    if dag is None:
+        raise ConfigurationError(f"The pattern {pattern} has no DAG extension: discovery must return one that has.")
+    place = {name: k for k, name in enumerate(dag.topological_order())}
+    marks = []
+    for a, b in sorted(pattern.skeleton()):
+        parent, child = sorted((a, b), key=place.__getitem__)
+        marks.append(_mark((a, b), set(dag.parents(child)) - {parent}, evidence))
+    for a, c, b in sorted(pattern.unshielded_colliders()):
+        later = max((a, b), key=place.__getitem__)
+        marks.append(_mark((a, c, b), {*dag.parents(later), c}, evidence))
+    return tuple(marks)
+
+
+def _mark(nodes: tuple[str, ...], given: set[str], evidence: Evidence) -> Mark:
+    test = partial(evidence, nodes[0], nodes[-1], sorted(given))
+    error = test.standard_error if test.sampling_error < float("inf") else 0.0
+    return Mark(nodes, tuple(sorted(given)), test.correlation, test.z, error)
+
+
+def cast(proposal: Proposal, own: Evidence, knowledge: Knowledge = NONE, level: float = 0.01) -> Ballot:
+    """The ballot that follows from ``own`` evidence and declared knowledge at the study's two-sided test level.
+
+    +1 if the own z is significant in the pool's direction; else -1 if it differs significantly from the pool's z;
+    else 0. Both tests count the sampling and privacy errors.
+    """
+    critical = NormalDist().inv_cdf(1 - level / 2)
+    votes, ties = {}, []
+    for mark in proposal.marks:
+        votes[mark.key], near = _vote(mark, own, knowledge, critical)
+        ties += [mark.key] if near else []
+    return Ballot(votes, knowledge, tuple(ties))
+
+
+def recheck(ballot: Ballot, proposal: Proposal, own: Evidence, level: float) -> tuple[str, ...]:
+    """The marks on which a ballot does not follow from the voter's evidence and declared knowledge; () if it does.
+
+    A vote on a mark that either side finds within 1e-6 of a threshold is taken as given.
+    """
+    expected = cast(proposal, own, ballot.knowledge, level)
+    return tuple(
+        key
+        for key, vote in expected.votes.items()
+        if ballot.votes[key] != vote and key not in expected.near_ties
+    )
+
+
+def _vote(mark: Mark, own: Evidence, knowledge: Knowledge, critical: float) -> tuple[int, bool]:
+    known = _known(mark, knowledge)
+    if known:
+        return known, False
+    test = partial(own, *mark.ends, mark.given)
+    shown, apart = _shown(mark, test), _apart(mark, test)
+    vote = 1 if shown >= critical else -1 if apart >= critical else 0
+    near = min(abs(shown - critical), abs(apart - critical)) < NEAR_TIE
+    return vote, near
+
+
+def _shown(mark: Mark, test: Partial) -> float:
+    """The own z in standard errors, positive in the pool's direction."""
+    towards = 1.0 if mark.z >= 0 else -1.0
+    return towards * test.z / test.standard_error
+
+
+def _apart(mark: Mark, test: Partial) -> float:
+    """The distance of the own z from the pool's, in standard errors of both."""
+    return abs(test.z - mark.z) / (test.standard_error**2 + mark.error**2) ** 0.5
+
+
+def _known(mark: Mark, knowledge: Knowledge) -> int:
+    """What declared knowledge says of a mark: +1 required, -1 impossible, 0 nothing."""
+    a, b = mark.ends
+    if mark.kind == "adjacency":
+        if knowledge.adjacency_excluded(a, b):
+            return -1
+        return int((a, b) in knowledge.required or (b, a) in knowledge.required)
+    arrows = ((a, mark.nodes[1]), (b, mark.nodes[1]))
+    if not all(knowledge.allows(*arrow) for arrow in arrows):
+        return -1
+    return int(all(arrow in knowledge.required for arrow in arrows))

@@ -1,0 +1,125 @@
+"""The privacy plan of a study, computed by everyone from the study alone.
+
+Unit: one record; neighbours: add or remove one record. Every release is a (Poisson-subsampled) Gaussian; the account is
+Rényi differential privacy (Mironov 2017; Mironov, Talwar, Zhang 2019) by opacus's accountant. The discrete Gaussian
+obeys the same bound as the continuous one (Canonne, Kamath, Steinke 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from causaldao.errors import BudgetError
+from causaldao.study import Study
+
+# opacus's own orders, and larger ones so that small budgets are not charged for a missing order
+ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64), 72, 96, 128, 192, 256, 512, 1024)
+_STEP = 1e-4
+_LARGEST = 1e4
+
+
+@dataclass(frozen=True)
+class Spend:
+    """``steps`` Gaussian releases of this noise multiplier (σ over sensitivity), each at a Poisson sampling rate."""
+
+    noise_multiplier: float
+    sample_rate: float = 1.0
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each member spends: one evidence release, and per round one training and one evaluation release.
+
+    ``sigma`` is the scale of the evidence noise in lattice units (an integer, so that sampling is exact).
+    """
+
+    evidence: Spend
+    training: Spend | None
+    evaluation: Spend | None
+    rounds: int
+    sigma: int
+    epsilon: float
+    delta: float
+
+    @property
+    def spends(self) -> tuple[Spend, ...]:
+        """Everything a member spends in the whole study."""
+        each = tuple(spend for spend in (self.training, self.evaluation) if spend)
+        return (self.evidence, *(Spend(s.noise_multiplier, s.sample_rate, s.steps * self.rounds) for s in each))
+
+
+def epsilon_of(spends: Sequence[Spend], delta: float) -> float:
+    """The ε at ``delta`` of a composition, by opacus's RDP accountant; 0 for no release at all."""
+    from opacus.accountants.analysis import rdp
+
+    if not spends:
+        return 0.0
+    total = sum(spend.steps * _curve(spend.noise_multiplier, spend.sample_rate) for spend in spends)
+    epsilon, _ = rdp.get_privacy_spent(orders=list(ORDERS), rdp=total, delta=delta)
+    return float(epsilon)
+
+
+@lru_cache(maxsize=1024)
+def _curve(noise_multiplier: float, sample_rate: float) -> Any:
+    """The Rényi divergence of one step at each of `ORDERS`; that of a composition is the sum (Mironov 2017)."""
+    from opacus.accountants.analysis import rdp
+
+    return np.array(rdp.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS)))
+
+
+@lru_cache(maxsize=64)
+def plan(study: Study) -> Plan:
+    """The noise multipliers that spend exactly the study's shares of ε, rounded up so that ε is never exceeded.
+
+    Evidence takes its share alone; training and evaluation are then calibrated on the composition with what came
+    before, so the whole stays below ε although the shares of a composition do not add up.
+    """
+    privacy, training = study.privacy, study.training
+    budget = privacy.epsilon * privacy.split.evidence
+    spends = [_calibrate([], 1.0, 1, budget, privacy.delta)]
+    for share, rate, steps in (
+        (privacy.split.training, training.sample_rate, training.steps * training.rounds),
+        (privacy.split.evaluation, 1.0, training.rounds),
+    ):
+        if training.rounds:
+            budget = min(budget + privacy.epsilon * share, privacy.epsilon)
+            spends.append(_calibrate(spends, rate, steps, budget, privacy.delta))
+    each = [Spend(s.noise_multiplier, s.sample_rate, s.steps // training.rounds) for s in spends[1:]]
+    dictionary = study.dictionary
+    sigma = math.ceil(spends[0].noise_multiplier * dictionary.clip * dictionary.lattice**2)
+    return Plan(
+        spends[0],
+        each[0] if each else None,
+        each[1] if each else None,
+        training.rounds,
+        sigma,
+        epsilon_of(spends, privacy.delta),
+        privacy.delta,
+    )
+
+
+def _calibrate(before: Sequence[Spend], rate: float, steps: int, budget: float, delta: float) -> Spend:
+    """The smallest multiplier on a grid of 1e-4 that keeps the composition within ``budget``."""
+
+    def within(ticks: int) -> bool:
+        return epsilon_of([*before, Spend(ticks * _STEP, rate, steps)], delta) <= budget
+
+    low, high = 0, 1 << 10
+    while not within(high):
+        low, high = high, 2 * high
+        if high * _STEP > _LARGEST:
+            raise BudgetError(
+                f"No noise below a multiplier of {_LARGEST:g} keeps {steps} release(s) at rate {rate:g} within "
+                f"epsilon {budget:.4g} at delta {delta:g}: raise epsilon or its share, or take fewer rounds or steps."
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if within(middle) else (middle, high)
+    return Spend(round(high * _STEP, 4), rate, steps)

@@ -1,0 +1,232 @@
+"""Adoption: from a proposal and the members' ballots to one graph that always has a causal order.
+
+Edge-wise majorities need not be acyclic (three members with two edges each make A → B → C → A), so what is voted on are
+marks that every member of a Markov equivalence class shares: the skeleton and the unshielded colliders (Verma & Pearl
+1990). Colliders enter in order of support, each only while a consistent DAG extension exists (Dor & Tarsi 1992) that
+respects the study's knowledge; Meek's rules (1995) complete the pattern.
+
+With n eligible members, f of them possibly lying, and threshold τ:
+
+* a proposed mark is struck if more than max(f, (1 - τ)·n) oppose it, so f members alone strike nothing;
+* in local mode, where there is no pooled proposal, a mark enters if at least max(τ·n, f + 1) support it.
+
+The result does not depend on the order in which ballots arrive, and it is always extendable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from causaldao.ballots import Ballot, Mark, Proposal
+from causaldao.errors import ConfigurationError, GuaranteeError
+from causaldao.models.graph import CausalGraph
+from causaldao.models.knowledge import NONE, Knowledge
+from causaldao.models.pattern import extension, pattern
+
+
+@dataclass(frozen=True)
+class ConsensusRule:
+    """τ in (1/2, 1], f, the number n of eligible members, and the study's knowledge."""
+
+    threshold: float
+    faulty: int
+    eligible: int
+    knowledge: Knowledge = NONE
+    local: bool = False
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How the members voted on one mark, and what became of it."""
+
+    mark: Mark
+    support: int
+    oppose: int
+    abstain: int
+    status: Literal["adopted", "contested"] = "adopted"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.mark.kind, "nodes": list(self.mark.nodes), "strength": self.mark.strength,
+            "support": self.support, "oppose": self.oppose, "abstain": self.abstain, "status": self.status,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """The adopted graph: its pattern (a CPDAG, or with knowledge a maximally oriented graph), its extension in name
+    order, which is what is trained, and the tally of every mark. ``stands`` says that the proposal's own pattern was
+    kept because what the votes left has no DAG extension."""
+
+    pattern: CausalGraph
+    dag: CausalGraph
+    tallies: tuple[Tally, ...]
+    stands: bool = False
+
+    @property
+    def contested(self) -> tuple[Mark, ...]:
+        return tuple(tally.mark for tally in self.tallies if tally.status == "contested")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pattern": self.pattern.to_json(),
+            "dag": self.dag.to_json(),
+            "marks": [tally.to_json() for tally in self.tallies],
+            "stands": self.stands,
+        }
+
+
+def adopt(proposal: Proposal, ballots: Mapping[str, Ballot], rule: ConsensusRule) -> Consensus:
+    """The consensus graph. Members without a ballot count as neither support nor opposition.
+
+    Raises
+    ------
+    GuaranteeError
+        more ballots than eligible members.
+    """
+    if len(ballots) > rule.eligible:
+        raise GuaranteeError(f"{len(ballots)} ballots came, but only {rule.eligible} members are eligible.")
+    counted = [_count(mark, ballots, rule.eligible) for mark in proposal.marks]
+    passed = [tally for tally in counted if _passes(tally, rule)]
+    edges = [t.mark.ends for t in passed if t.mark.kind == "adjacency"]
+    wanted = sorted(
+        (t for t in passed if t.mark.kind == "collider"), key=lambda t: (-t.support, t.mark.key)
+    )
+    candidates = [t.mark.nodes for t in wanted] + ([] if rule.local else _uncovered(proposal, edges))
+    skeleton = _Skeleton(proposal.pattern.nodes, frozenset(edges), rule.knowledge)
+    colliders = skeleton.admit(candidates)
+    if skeleton.extend(colliders) is None:
+        if not rule.local:
+            return _proposal_stands(proposal, counted, rule)
+        order = sorted((t for t in passed if t.mark.kind == "adjacency"), key=lambda t: (t.support, t.mark.key))
+        skeleton, colliders = _thin(skeleton, [t.mark.ends for t in order], candidates)
+    return _result(skeleton, colliders, counted)
+
+
+def _count(mark: Mark, ballots: Mapping[str, Ballot], eligible: int) -> Tally:
+    votes = [ballot.votes.get(mark.key, 0) for ballot in ballots.values()]
+    support, oppose = votes.count(1), votes.count(-1)
+    return Tally(mark, support, oppose, eligible - support - oppose)
+
+
+def _passes(tally: Tally, rule: ConsensusRule) -> bool:
+    n, tolerance = rule.eligible, 1e-9  # (1 - 0.6) * 5 is 2.0000000000000004 in floating point
+    if rule.local:
+        return tally.support >= max(rule.threshold * n - tolerance, rule.faulty + 1)
+    return tally.oppose <= max(rule.faulty, (1 - rule.threshold) * n + tolerance)
+
+
+def _uncovered(proposal: Proposal, edges: Iterable[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Triples a → c ← b of the proposal whose shielding edge a - b was struck: colliders, with no vote of their own."""
+    kept = {frozenset(edge) for edge in edges}
+    dag = extension(proposal.pattern)
+    found = []
+    for a, b in sorted(proposal.pattern.skeleton()):
+        if dag is not None and frozenset((a, b)) not in kept:
+            common = set(dag.children(a)) & set(dag.children(b))
+            found += [(a, c, b) for c in sorted(common) if {frozenset((a, c)), frozenset((b, c))} <= kept]
+    return found
+
+
+@dataclass(frozen=True)
+class _Skeleton:
+    """Adjacencies and knowledge; it answers which colliders can stand on them together."""
+
+    nodes: tuple[str, ...]
+    edges: frozenset[tuple[str, str]]
+    knowledge: Knowledge
+
+    @property
+    def forced(self) -> list[tuple[str, str]]:
+        """The directions that knowledge leaves no choice about."""
+        both = [pair for a, b in sorted(self.edges) for pair in ((a, b), (b, a))]
+        return [(a, b) for a, b in both if self.knowledge.allows(a, b) and not self.knowledge.allows(b, a)]
+
+    def orient(self, colliders: Iterable[tuple[str, ...]]) -> CausalGraph | None:
+        triples = [(a, c, b) for a, c, b in colliders]
+        try:
+            return pattern(sorted(self.edges), triples, self.nodes, self.forced)
+        except ConfigurationError:
+            return None
+
+    def extend(self, colliders: Iterable[tuple[str, ...]]) -> CausalGraph | None:
+        """The DAG extension in name order, None if there is none."""
+        oriented = self.orient(colliders)
+        return None if oriented is None else extension(oriented)
+
+    def admit(self, candidates: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Enter colliders one by one, each only if the graph stays extendable.
+
+        A skeleton such as the chordless square has no extension until a collider enters; while none exists, a
+        collider enters if it does not contradict those before it.
+        """
+        admitted: list[tuple[str, ...]] = []
+        extendable = self.extend(admitted) is not None
+        for triple in candidates:
+            a, c, b = triple
+            if frozenset((a, b)) in {frozenset(edge) for edge in self.edges} or not self._has(a, c) or not self._has(b, c):
+                continue
+            attempt = [*admitted, triple]
+            if self.extend(attempt) is not None:
+                admitted, extendable = attempt, True
+            elif not extendable and self.orient(attempt) is not None:
+                admitted = attempt
+        return admitted
+
+    def _has(self, a: str, b: str) -> bool:
+        return (a, b) in self.edges or (b, a) in self.edges
+
+
+def _thin(
+    skeleton: _Skeleton, weakest_first: list[tuple[str, str]], candidates: list[tuple[str, ...]]
+) -> tuple[_Skeleton, list[tuple[str, ...]]]:
+    """Local mode has no proposal to fall back on: give up the least supported adjacency until an extension exists."""
+    colliders = skeleton.admit(candidates)
+    for edge in weakest_first:
+        if skeleton.extend(colliders) is not None:
+            break
+        skeleton = _Skeleton(skeleton.nodes, skeleton.edges - {edge}, skeleton.knowledge)
+        colliders = skeleton.admit(candidates)
+    return skeleton, colliders
+
+
+def _result(skeleton: _Skeleton, colliders: list[tuple[str, ...]], counted: list[Tally]) -> Consensus:
+    oriented, dag = skeleton.orient(colliders), skeleton.extend(colliders)
+    assert oriented is not None and dag is not None
+    standing = {frozenset(edge) for edge in skeleton.edges}
+    entered = set(colliders)
+    tallies = []
+    for tally in counted:
+        holds = (
+            frozenset(tally.mark.ends) in standing
+            if tally.mark.kind == "adjacency"
+            else tally.mark.nodes in entered
+        )
+        tallies.append(_with_status(tally, holds))
+    return Consensus(oriented, dag, tuple(tallies))
+
+
+def _proposal_stands(proposal: Proposal, counted: list[Tally], rule: ConsensusRule) -> Consensus:
+    """What the votes left has no extension: the proposal's pattern stands, and what was opposed is shown as contested."""
+    dag = extension(proposal.pattern)
+    assert dag is not None
+    tallies = tuple(_with_status(tally, _passes(tally, rule)) for tally in counted)
+    return Consensus(proposal.pattern, dag, tallies, stands=True)
+
+
+def _with_status(tally: Tally, holds: bool) -> Tally:
+    status: Literal["adopted", "contested"] = "adopted" if holds else "contested"
+    return Tally(tally.mark, tally.support, tally.oppose, tally.abstain, status)
+
+
+def local_ballots(graphs: Mapping[str, CausalGraph]) -> tuple[Proposal, dict[str, Ballot]]:
+    """Local mode: the union of the members' graphs as the list of marks, and each graph as a ballot on it."""
+    nodes = tuple(sorted({node for graph in graphs.values() for node in graph.nodes}))
+    own = {name: {*graph.skeleton(), *graph.unshielded_colliders()} for name, graph in graphs.items()}
+    marks = tuple(Mark(nodes_of) for nodes_of in sorted(set().union(*own.values()), key=lambda m: (len(m), m)))
+    ballots = {
+        name: Ballot({mark.key: 1 if mark.nodes in held else -1 for mark in marks}) for name, held in own.items()
+    }
+    return Proposal(CausalGraph.cpdag(nodes=nodes), marks), ballots

@@ -1,0 +1,122 @@
+"""What a study makes of what its members said: the pure functions that the coordinator runs and an auditor runs again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from causaldao.ballots import Ballot, Proposal, propose
+from causaldao.consensus import Consensus, ConsensusRule, adopt
+from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.effects import Effect, average_effect, effect_set
+from causaldao.models.graph import CausalGraph
+from causaldao.models.scm import LinearSCM, NeuralSCM
+from causaldao.pool import Pool, Question, Settings, pool
+from causaldao.signing import Tensors
+from causaldao.study import EffectSpec, Study
+
+PARAMETERS = ("linear.weight", "linear.bias", "hidden.weight", "hidden.bias", "head.weight", "head.bias")
+
+
+def seed_of(study: Study) -> int:
+    """The public seed of everything that is drawn in a study's decisions: the first 60 bits of its hash."""
+    return int(study.hash[:15], 16)
+
+
+def questions_of(study: Study) -> tuple[Question, ...]:
+    """The effects whose adjustment the study fixes: the pool protects them by a test of their own."""
+    return tuple(
+        Question(effect.treatment, effect.outcome, effect.adjustment)
+        for effect in study.effects
+        if effect.adjustment != "auto"
+    )
+
+
+def decide_pool(study: Study, evidence: Mapping[str, Evidence]) -> Pool:
+    """Pool the members' evidence by the study's rule, fault bound, clamp and level."""
+    settings = Settings(
+        faulty=study.consensus.faulty,
+        rule=study.aggregation.pool,
+        rows=(study.members.rows_min, study.members.rows_max),
+        level=study.consensus.level,
+        questions=questions_of(study),
+    )
+    return pool(evidence, settings)
+
+
+def decide_proposal(study: Study, pooled: Pool) -> Proposal:
+    """Discovery by the study's method and options in the pooled evidence."""
+    spec = study.discovery
+    options: dict[str, Any] = {"alpha": spec.alpha}
+    if spec.method == "boss":
+        options = {"restarts": spec.restarts, **({} if spec.penalty is None else {"penalty": spec.penalty})}
+    return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), **options)
+
+
+def decide_adoption(study: Study, proposal: Proposal, ballots: Mapping[str, Ballot], eligible: int) -> Consensus:
+    """Adoption under the study's threshold, fault bound and knowledge, by the members of the roll call."""
+    rule = ConsensusRule(study.consensus.threshold, study.consensus.faulty, eligible, study.prior)
+    return adopt(proposal, ballots, rule)
+
+
+def estimate_effects(
+    study: Study, pooled: Evidence, consensus: Consensus, bounds: Sequence[float]
+) -> list[dict[str, Any]]:
+    """The study's effects from the pooled evidence, in natural units; no further privacy is spent.
+
+    With ``adjustment = "auto"`` the adopted pattern is asked; if its graphs disagree, each of their values is listed.
+    ``bound`` is how far f unaccused liars can have moved the estimate.
+    """
+    bound_of = dict(zip(questions_of(study), bounds, strict=False))
+    found = []
+    for spec in study.effects:
+        for effect in _estimates(spec, pooled, consensus):
+            question = Question(effect.treatment, effect.outcome, effect.adjustment)
+            found.append({**_effect_json(study, effect), "bound": bound_of.get(question)})
+    return found
+
+
+def _estimates(spec: EffectSpec, pooled: Evidence, consensus: Consensus) -> tuple[Effect, ...]:
+    if spec.adjustment == "auto":
+        return effect_set(pooled, consensus.pattern, spec.treatment, spec.outcome)
+    return (average_effect(pooled, spec.treatment, spec.outcome, spec.adjustment),)
+
+
+def _effect_json(study: Study, effect: Effect) -> dict[str, Any]:
+    return {
+        "treatment": effect.treatment,
+        "outcome": effect.outcome,
+        "adjustment": list(effect.adjustment),
+        "estimate": effect.estimate,
+        "standard_error": effect.standard_error,
+        "sampling_error": effect.sampling_error,
+        "privacy_error": effect.privacy_error,
+        "interval": list(effect.interval),
+        "unit": f"{_unit(study, effect.outcome)} per {_unit(study, effect.treatment)}",
+        "pooled": None,
+    }
+
+
+def _unit(study: Study, name: str) -> str:
+    variable = study.variable(name)
+    unit = variable.unit or name
+    return f"log(1 + {unit})" if variable.transform == "log1p" else unit
+
+
+def first_model(study: Study, pooled: Evidence, dag: CausalGraph) -> NeuralSCM:
+    """The model that training starts from: the linear solution of the pooled evidence on the adopted graph."""
+    linear = LinearSCM.from_evidence(pooled, dag)
+    return NeuralSCM.from_linear(linear, study.training.hidden, generator=torch.Generator().manual_seed(seed_of(study)))
+
+
+def model_shapes(model: Tensors) -> dict[str, tuple[int, ...]]:
+    """The trainable tensors of a model, in the order in which an update lists them."""
+    return {name: tuple(model[name].shape) for name in PARAMETERS}
+
+
+def update_size(study: Study) -> int:
+    """The number of entries of an update: public, from the study alone."""
+    d, hidden = len(study.names), study.training.hidden
+    return d * (d + 1) + d * hidden * (d + 1) + d * (hidden + 1)

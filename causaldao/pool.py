@@ -1,0 +1,238 @@
+"""The robust pool: many members' evidence, of which up to f may be forged, as one.
+
+Each site's moments are divided by its noisy count. The difference of two sites is measured entry by entry in units of
+its own standard deviation: sampling (for x in [-1, 1]^p the variance of x_i x_j is at most min(m_ii, m_jj) - m_ij², for
+every distribution) plus the study's noise, never a scale that a site declares. Multi-Krum (Blanchard et al. 2017) on
+these distances keeps n - f sites.
+
+*Excluded by rank* is not *accused*. An accusation is a test, at family-wise level α over members, that a site's entry
+or its answer to one of the study's questions differs from the pool of the kept others.
+
+Guarantee. Let A be the gradient of a question's answer at the pool. A kept member k that is not accused has
+|⟨A, S_k - S⟩| ≤ c·sd_k, with c the critical value, so f such liars move the answer, to first order, by at most
+c·Σ w_k·sd_k over the f largest terms: `Pool.bounds`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causaldao.aggregation.rules import krum_scores, require
+from causaldao.errors import MisuseError
+from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.effects import influence
+
+RULES = ("multi-krum", "mean")
+_WEIGHT_CAP = 2.0  # times the median: a large site helps, but does not decide
+
+
+@dataclass(frozen=True)
+class Question:
+    """A treatment, an outcome and the adjustment set under which its effect is read from the pool."""
+
+    treatment: str
+    outcome: str
+    adjustment: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the study fixes: rule, f, the clamp of counts, the level of accusations, the questions to protect."""
+
+    faulty: int
+    rule: str = "multi-krum"
+    rows: tuple[float, float] = (10, 1_000_000)
+    level: float = 0.01
+    questions: tuple[Question, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The pooled evidence and everything needed to check how it came about.
+
+    ``distances`` are Krum scores in noise units per entry (about 1 for honest sites), ``deviations`` the largest
+    standardised deviation of each site from the others, ``critical`` the value above which it is an accusation,
+    ``bounds`` how far f unaccused liars can move each question's answer (natural units).
+    """
+
+    evidence: Evidence
+    rule: str
+    faulty: int
+    weights: Mapping[str, float]
+    distances: Mapping[str, float]
+    deviations: Mapping[str, float]
+    critical: float
+    kept: tuple[str, ...]
+    excluded: tuple[str, ...]
+    accused: tuple[str, ...]
+    bounds: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "evidence": self.evidence.to_json(),
+            "rule": self.rule,
+            "faulty": self.faulty,
+            "weights": dict(self.weights),
+            "distances": dict(self.distances),
+            "deviations": dict(self.deviations),
+            "critical": self.critical,
+            "kept": list(self.kept),
+            "excluded": list(self.excluded),
+            "accused": list(self.accused),
+            "bounds": list(self.bounds),
+        }
+
+
+def pool(evidence: Mapping[str, Evidence], settings: Settings) -> Pool:
+    """Pool the evidence of n members, of which ``settings.faulty`` may be forged.
+
+    Raises
+    ------
+    GuaranteeError
+        multi-Krum with n < 2f + 3: names the largest f that n members can bear.
+    MisuseError
+        members' evidence of different variables, or an unknown rule.
+    """
+    names = sorted(evidence)
+    if settings.rule not in RULES:
+        raise MisuseError(f"There is no pool rule {settings.rule!r}; choose one of {', '.join(RULES)}.")
+    if settings.rule == "multi-krum":
+        require("multi-krum", len(names), settings.faulty)
+    sites = _Sites.of([evidence[name] for name in names], settings.rows)
+    scores = krum_scores(sites.distances(), settings.faulty) if len(names) > 2 else torch.zeros(len(names))
+    robust = settings.rule == "multi-krum"
+    keep = _smallest(scores, len(names) - settings.faulty) if robust else list(range(len(names)))
+    weights = sites.weights(keep)
+    pooled = sites.combine(weights)
+    critical = _critical(settings, len(names), sites.entries + len(settings.questions))
+    deviations, bounds = sites.compare(keep, weights, pooled, settings, critical)
+    accused = [k for k in range(len(names)) if robust and float(deviations[k]) > critical]
+    return Pool(
+        evidence=pooled,
+        rule=settings.rule,
+        faulty=settings.faulty,
+        weights={names[k]: float(weights[k]) for k in keep},
+        distances={name: float(score) for name, score in zip(names, scores, strict=True)},
+        deviations={name: float(value) for name, value in zip(names, deviations, strict=True)},
+        critical=critical,
+        kept=tuple(names[k] for k in keep),
+        excluded=tuple(name for k, name in enumerate(names) if k not in keep),
+        accused=tuple(names[k] for k in accused),
+        bounds=bounds if robust else (),
+    )
+
+
+def _smallest(scores: Tensor, number: int) -> list[int]:
+    """Indices of the smallest scores, ties by position (members are in name order)."""
+    return sorted(sorted(range(len(scores)), key=lambda k: (float(scores[k]), k))[:number])
+
+
+def _critical(settings: Settings, members: int, tests: int) -> float:
+    """Two-sided normal quantile at level α/(n·tests): Bonferroni over members and entries."""
+    return NormalDist().inv_cdf(1 - settings.level / (2 * members * tests))
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """All sites' normalised moments S (n, p, p) and the variance of every entry, sampling and noise apart."""
+
+    evidence: tuple[Evidence, ...]
+    moments: Tensor
+    counts: Tensor
+    sampling: Tensor
+    noise: Tensor
+
+    @staticmethod
+    def of(evidence: Sequence[Evidence], rows: tuple[float, float]) -> _Sites:
+        first = evidence[0]
+        for other in evidence[1:]:
+            if other.names != first.names or not torch.equal(other.half, first.half):
+                raise MisuseError("Evidence can be pooled only under one dictionary.")
+        counts = torch.tensor([min(max(e.count, rows[0]), rows[1]) for e in evidence], dtype=torch.float64)
+        moments = torch.stack([e.moments for e in evidence]) / counts[:, None, None]
+        centre = moments.median(dim=0).values
+        diagonal = centre.diagonal().clamp_min(0)
+        bound = (torch.minimum(diagonal[:, None], diagonal[None, :]) - centre**2).clamp_min(1e-6)
+        shape = torch.full_like(bound, 0.5).fill_diagonal_(1.0)
+        sigma = torch.tensor([e.noise for e in evidence], dtype=torch.float64)
+        noise = (sigma / counts)[:, None, None] ** 2 * (shape + centre**2)
+        return _Sites(tuple(evidence), moments, counts, bound / counts[:, None, None], noise)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.sampling + self.noise
+
+    @property
+    def upper(self) -> tuple[Tensor, Tensor]:
+        """Row and column indices of the tested entries: the upper triangle without the count."""
+        p = self.moments.shape[1]
+        rows, columns = torch.triu_indices(p, p)
+        return rows[1:], columns[1:]
+
+    @property
+    def entries(self) -> int:
+        return len(self.upper[0])
+
+    def distances(self) -> Tensor:
+        """(n, n) mean squared standardised difference per entry."""
+        r, c = self.upper
+        values, variance = self.moments[:, r, c], self.variance[:, r, c]
+        difference = (values[:, None] - values[None]) ** 2
+        return (difference / (variance[:, None] + variance[None])).mean(dim=2)
+
+    def weights(self, keep: Sequence[int]) -> Tensor:
+        """(n,) weights that sum to 1 over the kept: clamped counts, capped at twice their median."""
+        cap = _WEIGHT_CAP * median(float(self.counts[k]) for k in keep)
+        weights = torch.zeros_like(self.counts)
+        weights[list(keep)] = self.counts[list(keep)].clamp_max(cap)
+        return weights / weights.sum()
+
+    def combine(self, weights: Tensor) -> Evidence:
+        """Σ w_k S_k at its effective count 1/Σ(w_k²/n_k), with the noise that the combination carries."""
+        count = float(1 / (weights**2 / self.counts).sum())
+        sigma = torch.tensor([e.noise for e in self.evidence], dtype=torch.float64)
+        noise = count * float(((weights * sigma / self.counts) ** 2).sum().sqrt())
+        mean = (weights[:, None, None] * self.moments).sum(dim=0)
+        first = self.evidence[0]
+        return Evidence(first.names, count * mean / mean[0, 0], noise, first.centre, first.half)
+
+    def compare(
+        self, keep: Sequence[int], weights: Tensor, pooled: Evidence, settings: Settings, critical: float
+    ) -> tuple[Tensor, tuple[float, ...]]:
+        """Largest standardised deviation of each site from the kept others, and the bound for each question."""
+        r, c = self.upper
+        values, variance = self.moments[:, r, c], self.variance[:, r, c]
+        largest, bounds = self._against_others(values, variance, keep, weights), []
+        for question in settings.questions:
+            answer = influence(pooled, question.treatment, question.outcome, question.adjustment)
+            gradient = answer.gradient * pooled.count
+            scores = (gradient * self.moments).sum(dim=(1, 2))[:, None]
+            spread = self._answer_variance(answer.variance_per_record, gradient)[:, None]
+            largest = torch.maximum(largest, self._against_others(scores, spread, keep, weights))
+            terms = weights * critical * spread[:, 0].sqrt()
+            bounds.append(float(terms.sort(descending=True).values[: settings.faulty].sum()))
+        return largest, tuple(bounds)
+
+    def _against_others(self, values: Tensor, variance: Tensor, keep: Sequence[int], weights: Tensor) -> Tensor:
+        """(n,): max over the columns of |value - mean of the kept others| in standard deviations."""
+        worst = []
+        for k in range(len(values)):
+            others = weights.clone()
+            others[k] = 0
+            others = others / others.sum() if float(others.sum()) > 0 else others
+            centre = (others[:, None] * values).sum(dim=0)
+            spread = (variance[k] + (others[:, None] ** 2 * variance).sum(dim=0)).sqrt()
+            worst.append(((values[k] - centre).abs() / spread).max())
+        return torch.stack(worst)
+
+    def _answer_variance(self, per_record: float, gradient: Tensor) -> Tensor:
+        """(n,): variance of ⟨A, S_k⟩, sampling and noise."""
+        sigma = torch.tensor([e.noise for e in self.evidence], dtype=torch.float64)
+        return per_record / self.counts + (sigma / self.counts * torch.linalg.matrix_norm(gradient)) ** 2

@@ -1,0 +1,246 @@
+"""A study: a question and its protocol, one TOML file, pinned by its hash and approved by each node before any row is read.
+
+The hash is the SHA-256 of the RFC 8785 JSON of the validated study with its defaults filled in, so two files that mean
+the same have one hash, and a default that changes in a later version changes it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from causaldao.errors import CausalDAOError, ConfigurationError
+from causaldao.models.discovery.evidence import Dictionary, Variable
+from causaldao.models.knowledge import Knowledge
+from causaldao.signing import canonical, sha256
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class About(_Table):
+    """Who asks what and why, and how long results are kept: what a data-protection officer must know."""
+
+    name: Slug
+    question: Annotated[str, Field(min_length=1, max_length=2000)]
+    purpose: Annotated[str, Field(min_length=1, max_length=2000)]
+    retention: Annotated[str, Field(min_length=1, max_length=500)]
+    simulation: bool = False
+
+
+class VariableSpec(_Table):
+    """One variable of the public dictionary; see `Variable`."""
+
+    name: Name
+    kind: Literal["continuous", "binary", "count", "categorical"]
+    bounds: tuple[float, float]
+    unit: str = ""
+    transform: Literal["identity", "log1p"] = "identity"
+    tier: Annotated[int, Field(ge=0, le=1000)] | None = None
+    levels: tuple[str, ...] = ()
+
+    def build(self) -> Variable:
+        return Variable(self.name, self.kind, self.bounds, self.unit, self.transform, self.tier, self.levels)
+
+
+class DiscoverySpec(_Table):
+    """What is released and how the graph is proposed. ``clip`` is C², the bound on a record's squared norm."""
+
+    evidence: Literal["shared"] = "shared"
+    features: Literal["identity"] = "identity"
+    method: Literal["boss", "pc"] = "boss"
+    clip: Annotated[float, Field(gt=1)] | None = None
+    lattice: Annotated[int, Field(ge=16, le=65536)] = 1024
+    restarts: Annotated[int, Field(ge=1, le=1000)] = 12
+    penalty: Annotated[float, Field(gt=0)] | None = None
+    alpha: Fraction = 0.01
+
+
+class KnowledgeSpec(_Table):
+    """Edges that must or cannot be, as [cause, effect] pairs; tiers stand with the variables."""
+
+    required: tuple[tuple[Name, Name], ...] = ()
+    forbidden: tuple[tuple[Name, Name], ...] = ()
+
+
+class ConsensusSpec(_Table):
+    """``threshold`` τ, the fault bound f, and the family-wise level of an accusation and of each ballot's tests."""
+
+    threshold: Annotated[float, Field(gt=0.5, le=1)] = 0.6
+    faulty: Annotated[int, Field(ge=0)] = 0
+    level: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
+
+
+class TrainingSpec(_Table):
+    """Private federated training; ``rounds = 0`` makes a study that votes on the graph only."""
+
+    model: Literal["neural-scm"] = "neural-scm"
+    hidden: Annotated[int, Field(ge=1, le=1024)] = 16
+    rounds: Annotated[int, Field(ge=0, le=10_000)] = 5
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 20
+    sample_rate: Fraction = 0.05
+    rate: Annotated[float, Field(gt=0, le=10)] = 0.1
+    clip: Annotated[float, Field(gt=0)] = 1.0
+
+
+class AggregationSpec(_Table):
+    """The robust rule for evidence and updates. ``pool`` names the rule of the pool."""
+
+    rule: Annotated[str, Field(min_length=1, max_length=64)] = "multi-krum"
+    pool: Literal["multi-krum", "mean"] = "multi-krum"
+
+
+class SplitSpec(_Table):
+    """Shares of ε; they sum to 1."""
+
+    evidence: Annotated[float, Field(gt=0, le=1)] = 0.5
+    training: Annotated[float, Field(ge=0, le=1)] = 0.4
+    evaluation: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class PrivacySpec(_Table):
+    """Record-level (ε, δ), neighbours by adding or removing one record. ``loss_bound`` L clips a record's loss."""
+
+    epsilon: Annotated[float, Field(gt=0, le=100)]
+    delta: Annotated[float, Field(gt=0, lt=0.01)]
+    split: SplitSpec = SplitSpec()
+    loss_bound: Annotated[float, Field(gt=0)] = 4.0
+
+
+class MembersSpec(_Table):
+    """Clamp of a member's (noisy) count, and the seconds after which an absent member is given up."""
+
+    rows_min: Annotated[int, Field(ge=10)] = 200
+    rows_max: Annotated[int, Field(ge=10)] = 1_000_000
+    deadline: Annotated[float, Field(gt=0)] = 600.0
+
+
+class EffectSpec(_Table):
+    """An effect to estimate; ``adjustment`` "auto" asks the adopted graph, a list is taken as given (empty: randomised)."""
+
+    treatment: Name
+    outcome: Name
+    adjustment: Literal["auto"] | tuple[Name, ...] = "auto"
+
+
+class Study(_Table):
+    """A validated study. Build it with `Study.from_toml` or `Study.from_mapping`."""
+
+    study: About
+    variables: Annotated[tuple[VariableSpec, ...], Field(min_length=2, max_length=500)]
+    discovery: DiscoverySpec = DiscoverySpec()
+    knowledge: KnowledgeSpec = KnowledgeSpec()
+    consensus: ConsensusSpec = ConsensusSpec()
+    training: TrainingSpec = TrainingSpec()
+    aggregation: AggregationSpec = AggregationSpec()
+    privacy: PrivacySpec
+    members: MembersSpec = MembersSpec()
+    effects: tuple[EffectSpec, ...] = ()
+
+    @classmethod
+    def from_toml(cls, text: str, source: str = "study") -> Study:
+        """Parse and validate; every fault is reported at once as ``source: table.key: what is wrong``."""
+        try:
+            value = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError(f"{source} is not valid TOML: {error}.") from error
+        return cls.from_mapping(value, source)
+
+    @classmethod
+    def from_mapping(cls, value: Any, source: str = "study") -> Study:
+        """Validate a mapping, such as the JSON form of a study that a ledger carries."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            problems = [_problem(source, fault) for fault in error.errors()]
+            raise ConfigurationError(f"{source} has {len(problems)} fault(s):", problems=problems) from error
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        problems = [*_name_faults(self), *_range_faults(self)]
+        for part in (lambda: self.dictionary, lambda: self.prior):
+            try:
+                part()
+            except CausalDAOError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form that is hashed: validated, defaults filled in."""
+        value: dict[str, Any] = self.model_dump(mode="json")
+        return value
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the canonical JSON."""
+        return sha256(canonical(self.to_json()))
+
+    @property
+    def name(self) -> str:
+        return self.study.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(v.name for v in self.variables)
+
+    @cached_property
+    def dictionary(self) -> Dictionary:
+        clip = self.discovery.clip if self.discovery.clip is not None else float(len(self.variables) + 1)
+        return Dictionary(tuple(v.build() for v in self.variables), clip, self.discovery.lattice)
+
+    @cached_property
+    def prior(self) -> Knowledge:
+        """The study's own knowledge: required and forbidden edges, and the variables' tiers."""
+        tiers = {v.name: v.tier for v in self.variables if v.tier is not None}
+        return Knowledge(frozenset(self.knowledge.required), frozenset(self.knowledge.forbidden), tiers)
+
+    def variable(self, name: str) -> VariableSpec:
+        return next(v for v in self.variables if v.name == name)
+
+
+def _problem(source: str, fault: Any) -> str:
+    where = ".".join(str(part) for part in fault["loc"]) or "study as a whole"
+    if fault["type"] == "extra_forbidden":
+        return f"{source}: {where}: unknown key; check the spelling against docs/studies.md"
+    given = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool) else ""
+    return f"{source}: {where}: {fault['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _name_faults(study: Study) -> list[str]:
+    names = set(study.names)
+    faults = [] if len(names) == len(study.names) else [f"variable names must differ, but are {list(study.names)}"]
+    used = {name for pair in (*study.knowledge.required, *study.knowledge.forbidden) for name in pair}
+    for effect in study.effects:
+        used |= {effect.treatment, effect.outcome, *(() if effect.adjustment == "auto" else effect.adjustment)}
+        if effect.treatment == effect.outcome:
+            faults.append(f"an effect's treatment and outcome are both {effect.treatment!r}")
+    unknown = sorted(used - names)
+    return faults + ([f"{unknown} are not among the variables {sorted(names)}"] if unknown else [])
+
+
+def _range_faults(study: Study) -> list[str]:
+    split, faults = study.privacy.split, []
+    total = split.evidence + split.training + split.evaluation
+    if abs(total - 1) > 1e-9:
+        faults.append(f"privacy.split must sum to 1, but evidence + training + evaluation = {total:g}")
+    if study.training.rounds and not (split.training > 0 and split.evaluation > 0):
+        faults.append("training.rounds > 0 needs privacy.split.training and .evaluation above 0")
+    if study.members.rows_min > study.members.rows_max:
+        faults.append(f"members.rows_min {study.members.rows_min} exceeds rows_max {study.members.rows_max}")
+    for variable in study.variables:
+        low, high = variable.bounds
+        if variable.kind == "binary" and (low, high) != (0, 1):
+            faults.append(f"the binary variable {variable.name!r} needs bounds [0, 1], not [{low:g}, {high:g}]")
+        if variable.kind == "count" and low < 0:
+            faults.append(f"the count {variable.name!r} needs a lower bound of 0 or more, not {low:g}")
+    return faults

@@ -1,0 +1,34 @@
+"""The Flower ClientApp: it carries a request to the node and the node's reply back. It decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from causaldao.client.node import Node
+from causaldao.errors import CausalDAOError
+from causaldao.wire import from_records, to_records
+
+Opener = Callable[[Context], Node]
+QUERIES = ("rollcall", "evidence", "ballot", "close")
+
+
+def client_app(opener: Opener) -> ClientApp:
+    """A ClientApp whose node is found by ``opener`` from Flower's context (its folder stands in the node config)."""
+    app = ClientApp()
+
+    def handle(message: Message, context: Context) -> Message:
+        try:
+            content = to_records(opener(context).answer(from_records(message.content)))
+        except CausalDAOError as error:
+            # Not from the coordinator, or unreadable: it gets a word, not a signature.
+            content = RecordDict({"refused": ConfigRecord({"code": error.code})})
+        return Message(content, reply_to=message)
+
+    for action in QUERIES:
+        app.query(action)(handle)
+    app.train()(handle)
+    app.evaluate()(handle)
+    return app

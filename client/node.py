@@ -1,0 +1,328 @@
+"""The institution's node: it answers the coordinator's signed requests, and enforces what its owner approved.
+
+A request is answered only if the pinned coordinator signed it, for a study whose hash stands in the owner's list. Rows
+are read here and never leave; what leaves is noised, debited in the privacy journal first, stored, then sent. Any error
+stops the processing and leaves as a signed refusal that holds the error's code and nothing else.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from causaldao import __version__
+from causaldao.ballots import Ballot, Proposal, cast
+from causaldao.budget import Spend, epsilon_of, plan
+from causaldao.client.answers import Answers, Slot
+from causaldao.client.data.checks import require
+from causaldao.client.data.sources import read
+from causaldao.client.privacy.dpsgd import PrivateSteps
+from causaldao.client.privacy.journal import Cap, Journal, ReleaseKey
+from causaldao.client.privacy.noise import NoiseSource
+from causaldao.client.privacy.release import release_evidence
+from causaldao.client.training import evaluate, train
+from causaldao.errors import BudgetError, CausalDAOError, ConfigurationError, IdentityError, RefusedError
+from causaldao.messages import REFUSAL, Parcel, fields, make, open_request
+from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.knowledge import NONE, Knowledge
+from causaldao.signing import NAME, SigningKey, Statement, Tensors, VerifyKey, canonical, sha256
+from causaldao.study import Study
+
+Table = pd.DataFrame
+
+
+class Lifetime(BaseModel):
+    """The most a data set may ever spend, over all studies."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    epsilon: Annotated[float, Field(gt=0)] = 10.0
+    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
+
+
+class NodeConfig(BaseModel):
+    """The node's own file. ``dataset`` is the name its budget is kept under, whatever file holds it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    federation: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    coordinator: str
+    data: str
+    dataset: Annotated[str, Field(min_length=1, max_length=200)]
+    approved: tuple[str, ...] = ()
+    lifetime: Lifetime = Lifetime()
+    knowledge: str | None = None
+    insecure_seed: int | None = None
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], source: str) -> NodeConfig:
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            problems = [f"{source}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise ConfigurationError(f"{source} has {len(problems)} fault(s):", problems=problems) from error
+
+
+def _same_rows(frame: Table) -> Table:
+    return frame
+
+
+def _same_tensors(kind: str, tensors: Tensors) -> Tensors:
+    return tensors
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How the owner of a node treats rows and results: an honest one as they are. Simulated liars are made of this."""
+
+    rows: Callable[[Table], Table] = _same_rows
+    tensors: Callable[[str, Tensors], Tensors] = _same_tensors
+
+
+@dataclass
+class Node:
+    """A node in its folder: configuration, signing key, journal, answers."""
+
+    config: NodeConfig
+    key: SigningKey
+    folder: Path
+    conduct: Conduct = field(default_factory=Conduct)
+
+    @cached_property
+    def journal(self) -> Journal:
+        return Journal.open(self.folder / "journal.db")
+
+    @cached_property
+    def answers(self) -> Answers:
+        return Answers(self.folder / "answers.db")
+
+    @cached_property
+    def coordinator(self) -> VerifyKey:
+        """The pinned key of the coordinator: requests signed by any other are not read."""
+        return VerifyKey.from_text(self.config.coordinator)[1]
+
+    @cached_property
+    def table(self) -> Table:
+        """The institution's rows, as its owner would have them read."""
+        return self.conduct.rows(read(self.folder / self.config.data))
+
+    @cached_property
+    def knowledge(self) -> Knowledge:
+        """What the institution declares to know, overriding its evidence in its ballots."""
+        if self.config.knowledge is None:
+            return NONE
+        return Knowledge.from_toml((self.folder / self.config.knowledge).read_text())
+
+    def answer(self, parcel: Parcel) -> Parcel:
+        """The reply to a request, or the signed refusal of it.
+
+        Raises
+        ------
+        IdentityError
+            the request is not the coordinator's: a stranger gets no signed word at all.
+        """
+        request = open_request(parcel, self.coordinator, self.config.federation)
+        try:
+            return self._answer(request, parcel.tensors)
+        except CausalDAOError as error:
+            body = {"code": error.code}
+            return self._seal(request, REFUSAL + request.kind, body, {}, nonce=request.nonce)
+
+    def _answer(self, request: Statement, tensors: Tensors) -> Parcel:
+        steps = {
+            "rollcall": self._rollcall,
+            "evidence": self._evidence,
+            "ballot": self._ballot,
+            "update": self._update,
+            "evaluation": self._evaluation,
+            "close": self._close,
+        }
+        if request.kind not in steps:
+            raise IdentityError(f"There is no request of kind {request.kind!r}.")
+        if request.study not in self.config.approved:
+            raise RefusedError(
+                f"Study {request.study[:12]} is not approved here: its owner must approve that hash before any row is read."
+            )
+        base = sha256(canonical({"body": request.body, "digest": request.digest}))
+        slot = Slot(request.study, request.round, request.kind)
+        return Parcel.unpack(self.answers.once(slot, base, lambda: steps[request.kind](request, tensors, base)))
+
+    def _rollcall(self, request: Statement, tensors: Tensors, base: str) -> bytes:
+        fields(request.body, {"study": dict})
+        study = Study.from_mapping(request.body["study"])
+        if study.hash != request.study:
+            raise RefusedError("The study that came does not have the hash that was approved.")
+        self.check(study)
+        self.answers.keep_study(study.hash, study.to_json())
+        return self._seal(request, "rollcall", {"version": __version__, "noise": self._noise_kind(study)}, {}).pack()
+
+    def check(self, study: Study) -> tuple[str, ...]:
+        """What a dry run checks: data against the dictionary, and the whole study against the budget; the warnings.
+
+        Raises
+        ------
+        DataError
+            every fault of the data at once.
+        BudgetError
+            the study would pass the data set's lifetime cap.
+        """
+        warnings = require(self.table, study.dictionary)
+        lifetime = self.config.lifetime
+        mine = [s for d in self.journal.debits(self.config.dataset) if d.key.study == study.hash for s in d.spends]
+        others = [s for d in self.journal.debits(self.config.dataset) if d.key.study != study.hash for s in d.spends]
+        after = epsilon_of([*others, *(plan(study).spends if len(mine) == 0 else mine)], lifetime.delta)
+        if after > lifetime.epsilon:
+            raise BudgetError(
+                f"Study {study.name!r} would take data set {self.config.dataset!r} to epsilon {after:.4g} at delta "
+                f"{lifetime.delta:g}, past its lifetime cap of {lifetime.epsilon:g}. Nothing was spent. Use a smaller epsilon "
+                "in the study, or raise [lifetime] in the node's file knowingly."
+            )
+        return tuple(str(warning) for warning in warnings)
+
+    def _evidence(self, request: Statement, tensors: Tensors, base: str) -> bytes:
+        fields(request.body, {})
+        study = self._study(request)
+        spending = plan(study)
+
+        def draw() -> bytes:
+            noise = self._noise(study, request)
+            moments = release_evidence(self.table, study.dictionary, spending.sigma, noise)
+            return self._reply(request, {"noise": noise.kind}, {"moments": moments})
+
+        return self._release(study, request, base, spending.evidence, draw)
+
+    def _ballot(self, request: Statement, tensors: Tensors, base: str) -> bytes:
+        fields(request.body, {"proposal": dict})
+        study = self._study(request)
+        proposal = _proposal(request.body["proposal"], study)
+        ballot: Ballot = cast(proposal, self._own(study), self.knowledge, study.consensus.level)
+        return self._reply(request, ballot.to_json(), {})
+
+    def _update(self, request: Statement, tensors: Tensors, base: str) -> bytes:
+        fields(request.body, {"model": dict})
+        study = self._study(request)
+        spend = _required(plan(study).training)
+        self._require_round(study, request)
+
+        def draw() -> bytes:
+            noise = self._noise(study, request)
+            delta = train(tensors, request.body["model"], self.table, study.dictionary, self._steps(study), noise)
+            return self._reply(request, {"base": request.digest}, dict(delta))
+
+        return self._release(study, request, base, spend, draw)
+
+    def _evaluation(self, request: Statement, tensors: Tensors, base: str) -> bytes:
+        fields(request.body, {"model": dict})
+        study = self._study(request)
+        spend = _required(plan(study).evaluation)
+        self._require_round(study, request)
+
+        def draw() -> bytes:
+            loss = evaluate(
+                tensors, request.body["model"], self.table, study.dictionary, bound=study.privacy.loss_bound,
+                noise_multiplier=spend.noise_multiplier, count=self._count(study), noise=self._noise(study, request),
+            )  # fmt: skip
+            return self._reply(request, {"base": request.digest}, dict(loss))
+
+        return self._release(study, request, base, spend, draw)
+
+    def _close(self, request: Statement, tensors: Tensors, base: str) -> bytes:
+        fields(request.body, {"result": str})
+        return self._reply(request, {"result": request.body["result"]}, {})
+
+    def _release(self, study: Study, request: Statement, base: str, spend: Spend, draw: Callable[[], bytes]) -> bytes:
+        privacy, lifetime = study.privacy, self.config.lifetime
+        return self.journal.release(
+            ReleaseKey(study.hash, self.config.dataset, request.kind, request.round, base),
+            [spend],
+            Cap(privacy.epsilon, privacy.delta),
+            Cap(lifetime.epsilon, lifetime.delta),
+            draw,
+        )
+
+    def _study(self, request: Statement) -> Study:
+        document = self.answers.study(request.study)
+        if document is None:
+            raise RefusedError("This node was not at the study's roll call: it answers nothing else first.")
+        return Study.from_mapping(document)
+
+    @staticmethod
+    def _require_round(study: Study, request: Statement) -> None:
+        if not 1 <= request.round <= study.training.rounds:
+            raise RefusedError(f"Round {request.round} is outside the study's 1 to {study.training.rounds}.")
+
+    def _own(self, study: Study) -> Evidence:
+        """The evidence that this node released, as everyone else holds it."""
+        stored = self.answers.reply(Slot(study.hash, 0, "evidence"))
+        if stored is None:
+            raise RefusedError("No evidence was released in this study: there is nothing to vote on it from.")
+        return Evidence.from_release(Parcel.unpack(stored).tensors["moments"], study.dictionary, plan(study).sigma)
+
+    def _count(self, study: Study) -> float:
+        """The noisy, public count, within the study's bounds: never the private n."""
+        members = study.members
+        stored = self._own_triangle(study)
+        return float(min(max(stored, members.rows_min), members.rows_max))
+
+    def _own_triangle(self, study: Study) -> float:
+        stored = self.answers.reply(Slot(study.hash, 0, "evidence"))
+        if stored is None:
+            raise RefusedError("No evidence was released in this study: training would have no public denominator.")
+        return float(Parcel.unpack(stored).tensors["moments"][0]) / study.dictionary.lattice**2
+
+    def _steps(self, study: Study) -> PrivateSteps:
+        training, spend = study.training, _required(plan(study).training)
+        return PrivateSteps(
+            count=training.steps,
+            rate=training.sample_rate,
+            clip=training.clip,
+            noise_multiplier=spend.noise_multiplier,
+            denominator=training.sample_rate * self._count(study),
+            learning_rate=training.rate,
+        )
+
+    def _noise_kind(self, study: Study) -> str:
+        return "simulated" if self.config.insecure_seed is not None and study.study.simulation else "os"
+
+    def _noise(self, study: Study, request: Statement) -> NoiseSource:
+        """OS entropy; a seeded stream only if this node's own file and the study both say that it is a simulation."""
+        if self._noise_kind(study) == "os":
+            return NoiseSource.from_os()
+        label = [self.config.insecure_seed, self.config.name, study.hash, request.kind, request.round]
+        return NoiseSource.simulated(bytes.fromhex(sha256(canonical(label))))
+
+    def _reply(self, request: Statement, body: Mapping[str, Any], tensors: Tensors) -> bytes:
+        return self._seal(request, request.kind, body, self.conduct.tensors(request.kind, tensors)).pack()
+
+    def _seal(
+        self, request: Statement, kind: str, body: Mapping[str, Any], tensors: Tensors, nonce: str | None = None
+    ) -> Parcel:
+        return make(
+            self.key, federation=self.config.federation, study=request.study, round=request.round,
+            member=self.config.name, kind=kind, body=body, nonce=nonce or secrets.token_hex(16), parent=request.parent,
+            tensors=tensors,
+        )  # fmt: skip
+
+
+def _required(spend: Spend | None) -> Spend:
+    if spend is None:
+        raise RefusedError("This study votes on the graph only: it trains and evaluates nothing.")
+    return spend
+
+
+def _proposal(value: Mapping[str, Any], study: Study) -> Proposal:
+    try:
+        proposal = Proposal.from_json(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IdentityError("The proposal is not in its JSON form.") from error
+    if set(proposal.pattern.nodes) != set(study.names):
+        raise IdentityError("The proposal speaks of other variables than the study.")
+    return proposal
+
+

@@ -1,0 +1,3 @@
+"""What keeps a record private: exact noise, one release for each request, clipped training, and the account
+of it all.
+"""

@@ -1,0 +1,1 @@
+"""The ledger's database schema, one alembic revision a step; `store.migrate` runs them."""

@@ -1,0 +1,1 @@
+"""What is learnt: graphs, discovery, identification, effects, structural causal models."""

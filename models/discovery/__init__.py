@@ -1,0 +1,53 @@
+"""Causal discovery on second moments: one `discover`, and the methods it knows by name.
+
+A method takes evidence, knowledge and options of its own and returns a `Discovery`; adding one is one file
+and one line of `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any
+
+from causaldao.errors import MisuseError
+from causaldao.models.discovery.boss import boss as _boss
+from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.pc import Discovery
+from causaldao.models.discovery.pc import pc as _pc
+from causaldao.models.graph import CausalGraph
+from causaldao.models.knowledge import NONE, Knowledge
+
+# under other names, so that `discovery.boss` and `discovery.pc` stay the modules
+METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "pc": _pc}
+
+__all__ = ["METHODS", "Discovery", "discover", "search"]
+
+
+def discover(
+    evidence: Evidence, method: str = "boss", knowledge: Knowledge = NONE, **options: Any
+) -> CausalGraph:
+    """The CPDAG that ``method`` finds in the evidence, directed further by the knowledge.
+
+    Options of ``boss``: penalty, generator, restarts. Option of ``pc``: alpha.
+
+    Raises:
+        MisuseError: no method or option of that name; the choices are listed.
+        ConfigurationError: the knowledge names unknown variables.
+        DataError: the evidence cannot bear the method (linearly dependent variables, too few records).
+    """
+    return search(evidence, method, knowledge, **options).graph
+
+
+def search(
+    evidence: Evidence, method: str = "boss", knowledge: Knowledge = NONE, **options: Any
+) -> Discovery:
+    """As `discover`, with what else the search found: near ties, separating sets, conflicts."""
+    if method not in METHODS:
+        raise MisuseError(f"there is no discovery method {method!r}. The methods are {', '.join(METHODS)}.")
+    choices = [
+        name for name in signature(METHODS[method]).parameters if name not in ("evidence", "knowledge")
+    ]
+    if unknown := sorted(set(options) - set(choices)):
+        raise MisuseError(f"{method} has no options {unknown}. Its options are {', '.join(choices)}.")
+    return METHODS[method](evidence, knowledge=knowledge, **options)

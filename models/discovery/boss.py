@@ -1,0 +1,272 @@
+"""BOSS: best order score search on second moments (Andrews et al., 2023).
+
+A search over orders of the variables. Of an order, each variable takes its parents from those before it by
+growing a set while the score rises and then shrinking it; a grow-shrink tree remembers every set it met. One
+move takes a variable out and puts it where the whole order scores best; moves go on until none helps. Local
+optima decide how good the outcome is, so the search starts anew from random orders and keeps the best; all
+starts share the trees.
+
+The score of j with parents pa is the Gaussian BIC, read off the correlation matrix::
+
+    -n_eff · log σ²(j | pa) - penalty · |pa| · log n_eff
+
+with n_eff the records' worth of the evidence, which noise lowers. A parent set under which noise leaves no
+positive residual variance is not considered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+
+from causaldao.errors import DataError, MisuseError
+from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.pc import NEAR, Discovery
+from causaldao.models.graph import CausalGraph, Pair
+from causaldao.models.knowledge import NONE, Knowledge
+from causaldao.models.pattern import cpdag_of
+
+PENALTY_EXACT, PENALTY_NOISY = 2.0, 8.0
+_SINGULAR = 1e-10
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Order = list[int]
+Scored = tuple[float, int]
+
+
+def boss(
+    evidence: Evidence,
+    penalty: float | None = None,
+    knowledge: Knowledge = NONE,
+    generator: torch.Generator | None = None,
+    restarts: int = 12,
+) -> Discovery:
+    """Find the CPDAG whose DAGs have the best Gaussian BIC that the search meets.
+
+    ``penalty`` is in units of log n_eff for each parent: 2 by default on exact evidence (that is twice the
+    BIC's own 1), 8 on noisy evidence, where smaller ones take noise for edges. ``restarts`` orders are tried:
+    the sorted names, then random ones from ``generator`` (seeded with 0 by default). The order of the columns
+    does not matter. Knowledge prunes: a parent it rules out is never scored, a required one never left out.
+
+    Raises:
+        MisuseError: restarts below 1 or a penalty that is not positive.
+        DataError: exact evidence whose variables are linearly dependent, or evidence worth fewer than 3
+        records. ConfigurationError: the knowledge names unknown variables.
+    """
+    if restarts < 1 or (penalty is not None and not 0 < penalty < math.inf):
+        raise MisuseError(
+            f"restarts is {restarts} and penalty {penalty}. Give one restart or more, a penalty > 0."
+        )
+    knowledge.check(evidence.names)
+    names = sorted(evidence.names)
+    scores = _scores(evidence.select(names), penalty, knowledge)
+    draw = generator or torch.Generator().manual_seed(0)
+    best, best_score = list(range(len(names))), -math.inf
+    for start in _starts(names, knowledge, draw, restarts):
+        order, score = _climb(scores, start)
+        if score > best_score + NEAR:
+            best, best_score = order, score
+    return _discovery(scores, best, names, evidence.names, knowledge)
+
+
+@dataclass
+class _Scores:
+    """The score and its trees; sets of variables are bit masks of positions in the sorted names.
+
+    ``allowed`` and ``required`` hold, for each variable, the mask of what may and must be its parents.
+    """
+
+    correlation: Floats
+    count: float
+    cost: float
+    allowed: Sequence[int]
+    required: Sequence[int]
+    trees: defaultdict[int, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(dict))
+    shrunk: defaultdict[int, dict[int, Scored]] = field(default_factory=lambda: defaultdict(dict))
+    projected: defaultdict[int, dict[int, Scored]] = field(default_factory=lambda: defaultdict(dict))
+
+    def project(self, j: int, before: int) -> Scored:
+        """(score, parents) of j by growing and shrinking among the variables ``before`` it."""
+        before &= self.allowed[j]
+        known = self.projected[j].get(before)
+        if known is None:
+            known = self.projected[j][before] = self._shrink(j, self._grow(j, before))
+        return known
+
+    def score(self, j: int, parents: int) -> float:
+        variance, _, _ = self._given(j, parents, [])
+        return self._value(variance, parents.bit_count())
+
+    def gains(self, j: int, parents: int, among: int) -> tuple[Order, Floats]:
+        """(candidates, the gain of each as one more parent of j); only what is allowed is looked at."""
+        columns = _members(among & self.allowed[j] & ~parents)
+        variance, rows, diagonal = self._given(j, parents, columns)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            after = 1 - rows**2 / (diagonal * variance)
+            gain = -self.count * np.log(after) - self.cost
+        usable = (diagonal > _SINGULAR) & (after * variance > _SINGULAR) & (variance > _SINGULAR)
+        return columns, np.where(usable, gain, -np.inf)
+
+    def losses(self, j: int, parents: int) -> tuple[Order, Floats]:
+        """(parents that are not required, the gain of leaving each out)."""
+        members = _members(parents)
+        if not members:
+            return [], np.empty(0)
+        inverse = np.linalg.inv(self.correlation[np.ix_(members, members)])
+        weights = inverse @ self.correlation[members, j]
+        variance = 1 - self.correlation[members, j] @ weights
+        gain = self.cost - self.count * np.log1p(weights**2 / (inverse.diagonal() * variance))
+        free = [i for i, member in enumerate(members) if not self.required[j] >> member & 1]
+        return [members[i] for i in free], gain[free]
+
+    def _grow(self, j: int, before: int) -> int:
+        """Walk down the tree of j, each time by the best candidate that stands before it."""
+        tree, parents = self.trees[j], self.required[j]
+        while True:
+            branches = tree.get(parents)
+            if branches is None:
+                branches = tree[parents] = self._branches(j, parents)
+            bit = next((bit for bit in branches if bit & before), 0)
+            if not bit:
+                return parents
+            parents |= bit
+
+    def _branches(self, j: int, parents: int) -> list[int]:
+        """The candidates that raise the score, best first; those within rounding keep their order."""
+        columns, gains = self.gains(j, parents, -1)
+        return [1 << columns[i] for i in np.argsort(-gains.round(6), kind="stable") if gains[i] > 0]
+
+    def _shrink(self, j: int, grown: int) -> Scored:
+        known = self.shrunk[j].get(grown)
+        if known is None:
+            members, gains = self.losses(j, grown)
+            if len(members) and gains.max() > 0:
+                known = self._shrink(j, grown & ~(1 << members[int(gains.round(6).argmax())]))
+            else:
+                known = self.score(j, grown), grown
+            self.shrunk[j][grown] = known
+        return known
+
+    def _given(self, j: int, parents: int, columns: Order) -> tuple[float, Floats, Floats]:
+        """Given the parents: (variance of j, its covariances with ``columns``, their variances)."""
+        members, corr = _members(parents), self.correlation
+        if not members:
+            return 1.0, corr[j, columns], np.ones(len(columns))
+        targets = [j, *columns]
+        cross = corr[np.ix_(members, targets)]
+        weights = np.linalg.solve(corr[np.ix_(members, members)], cross)
+        covariances = corr[j, targets] - cross[:, 0] @ weights
+        diagonal = 1 - (cross * weights).sum(axis=0)
+        return float(diagonal[0]), covariances[1:], diagonal[1:]
+
+    def _value(self, variance: float, size: int) -> float:
+        return -self.count * math.log(variance) - self.cost * size if variance > _SINGULAR else -math.inf
+
+
+def _scores(evidence: Evidence, penalty: float | None, knowledge: Knowledge) -> _Scores:
+    correlation = evidence.correlation().numpy()
+    count = evidence.n_eff
+    if count < 3:
+        raise DataError(
+            f"The evidence is worth {count:.3g} records after noise. BOSS needs 3: use more records."
+        )
+    if evidence.noise == 0 and np.linalg.eigvalsh(correlation).min(initial=1.0) < _SINGULAR:
+        raise DataError(
+            f"Some of {', '.join(evidence.names)} are linearly dependent in {evidence.count:.6g} records. "
+            "Drop variables that others determine, or use more records than variables."
+        )
+    default = PENALTY_EXACT if evidence.noise == 0 else PENALTY_NOISY
+    names = evidence.names
+    allowed = [_mask(a != b and knowledge.allows(a, b) for a in names) for b in names]
+    required = [_mask((a, b) in knowledge.required for a in names) for b in names]
+    return _Scores(correlation, count, (penalty or default) * math.log(count), allowed, required)
+
+
+def _starts(
+    names: Sequence[str], knowledge: Knowledge, generator: torch.Generator, restarts: int
+) -> Iterator[Order]:
+    """The sorted names, then random orders; required causes are moved before their effects."""
+    index = {name: i for i, name in enumerate(names)}
+    for number in range(restarts):
+        shuffled = torch.randperm(len(names), generator=generator).tolist() if number else range(len(names))
+        order = CausalGraph.dag(knowledge.required, [names[i] for i in shuffled] or ()).topological_order()
+        yield [index[name] for name in order]
+
+
+def _climb(scores: _Scores, start: Order) -> tuple[Order, float]:
+    """Move each variable to its best place, over and over, until no move raises the score."""
+    order, score, improved = start, _total(scores, start), True
+    while improved:
+        improved = False
+        for j in start:
+            moved, value = _best_move(scores, order, j)
+            if value > score + NEAR:
+                order, score, improved = moved, value, True
+    return order, score
+
+
+def _total(scores: _Scores, order: Order) -> float:
+    before = accumulate((1 << i for i in order), int.__or__, initial=0)
+    return sum(scores.project(i, mask)[0] for i, mask in zip(order, before, strict=False))
+
+
+def _best_move(scores: _Scores, order: Order, j: int) -> tuple[Order, float]:
+    """(order, score) with j at the first of its best places; the places respect what is required."""
+    rest = [i for i in order if i != j]
+    masks = list(accumulate((1 << i for i in rest), int.__or__, initial=0))
+    bit, project = 1 << j, scores.project
+    pairs = list(zip(rest, masks, strict=False))
+    head = list(accumulate((project(i, mask)[0] for i, mask in pairs), initial=0.0))
+    tail = list(accumulate((project(i, mask | bit)[0] for i, mask in reversed(pairs)), initial=0.0))[::-1]
+    places = _places(scores, rest, masks, j)
+    totals = [head[k] + tail[k] + project(j, masks[k])[0] for k in places]
+    place = places[next(k for k, total in enumerate(totals) if total >= max(totals) - NEAR)]
+    return [*rest[:place], j, *rest[place:]], totals[place - places[0]]
+
+
+def _places(scores: _Scores, rest: Order, masks: list[int], j: int) -> range:
+    """Where j may stand: after all that must cause it, before all that it must cause."""
+    first = next(k for k, mask in enumerate(masks) if not scores.required[j] & ~mask)
+    last = next((k for k, i in enumerate(rest) if scores.required[i] >> j & 1), len(rest))
+    return range(first, last + 1)
+
+
+def _discovery(
+    scores: _Scores, order: Order, names: Sequence[str], columns: Sequence[str], knowledge: Knowledge
+) -> Discovery:
+    edges: list[Pair] = []
+    near: set[Pair] = set()
+    before = 0
+    for j in order:
+        parents = scores.project(j, before)[1]
+        edges += [(names[i], names[j]) for i in _members(parents)]
+        near |= {(min(a, b), max(a, b)) for a, b in _near_ties(scores, j, parents, before, names)}
+        before |= 1 << j
+    graph = cpdag_of(CausalGraph.dag(edges, columns))
+    return Discovery(knowledge.orient(graph), frozenset(near))
+
+
+def _near_ties(scores: _Scores, j: int, parents: int, before: int, names: Sequence[str]) -> Iterator[Pair]:
+    """The edges into j that adding or leaving out would change the score by less than `NEAR`."""
+    for others, gains in (scores.gains(j, parents, before), scores.losses(j, parents)):
+        yield from ((names[i], names[j]) for i, gain in zip(others, gains, strict=True) if abs(gain) < NEAR)
+
+
+def _mask(flags: Iterator[bool]) -> int:
+    return sum(1 << i for i, flag in enumerate(flags) if flag)
+
+
+def _members(mask: int) -> Order:
+    members = []
+    while mask:
+        low = mask & -mask
+        members.append(low.bit_length() - 1)
+        mask ^= low
+    return members

@@ -1,0 +1,349 @@
+"""Evidence: the sufficient statistics that discovery, ballots and effects are made from. Rows go in here only.
+
+A record z is mapped to x = (1, φ(z)) by the public dictionary: transformed, clipped to public bounds, scaled to
+[-1, 1]. The evidence of n records is M = Σ x xᵀ, (d+1, d+1), and M[0, 0] = n. What a member releases is M plus a
+symmetric Gaussian noise matrix E of standard deviation σ on the diagonal and σ/√2 off it. That shape makes one identity
+do all the error propagation: for a symmetric A, ⟨E, A⟩ has standard deviation σ·‖A‖_F (`Evidence.noise_of`), so the
+privacy error of any smooth f(M) is σ·‖∇f‖_F.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from causaldao.errors import ConfigurationError, DataError, MisuseError
+
+Kind = Literal["continuous", "binary", "count", "categorical"]
+Transform = Literal["identity", "log1p"]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One line of the public dictionary. ``bounds`` are in the unit of the data, before ``transform``."""
+
+    name: str
+    kind: Kind = "continuous"
+    bounds: tuple[float, float] = (0.0, 1.0)
+    unit: str = ""
+    transform: Transform = "identity"
+    tier: int | None = None
+    levels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ConfigurationError(
+                f"Variable {self.name!r} has bounds [{low}, {high}]: give two finite numbers, low < high."
+            )
+        if self.transform == "log1p" and low <= -1:
+            raise ConfigurationError(f"Variable {self.name!r} has transform log1p, so its low bound {low} must exceed -1.")
+
+    def transformed(self, values: Floats) -> Floats:
+        """Clip to the bounds, then transform; (n,) in, (n,) out."""
+        clipped = np.clip(values, *self.bounds)
+        return np.log1p(clipped) if self.transform == "log1p" else clipped
+
+    @property
+    def centre(self) -> float:
+        low, high = self.transformed(np.array(self.bounds))
+        return float(low + high) / 2
+
+    @property
+    def half(self) -> float:
+        low, high = self.transformed(np.array(self.bounds))
+        return float(high - low) / 2
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """The public feature map of a study.
+
+    ``clip`` is C², the bound on ‖x‖² of a record x = (1, φ(z)); ``lattice`` the steps per scaled unit. One record
+    added or removed moves M by at most C² in Frobenius norm, on the lattice as in the reals.
+    """
+
+    variables: tuple[Variable, ...]
+    clip: float
+    lattice: int = 1024
+
+    def __post_init__(self) -> None:
+        categorical = [v.name for v in self.variables if v.kind == "categorical"]
+        if categorical:
+            raise ConfigurationError(
+                f"Variables {categorical} are categorical, but the identity feature map takes numbers only: "
+                "declare one binary variable for each level but one."
+            )
+        if not 1 < self.clip <= len(self.variables) + 1:
+            raise ConfigurationError(
+                f"The clip C² is {self.clip}, but must lie in (1, {len(self.variables) + 1}]: x = (1, φ) has norm 1 at "
+                f"least, and at most {len(self.variables) + 1} with {len(self.variables)} variables in [-1, 1]."
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(variable.name for variable in self.variables)
+
+    @property
+    def centre(self) -> Tensor:
+        return torch.tensor([v.centre for v in self.variables], dtype=torch.float64)
+
+    @property
+    def half(self) -> Tensor:
+        return torch.tensor([v.half for v in self.variables], dtype=torch.float64)
+
+    def encode(self, frame: pd.DataFrame) -> Floats:
+        """(n, d) float64 in [-1, 1]: transformed, clipped to public bounds and scaled, columns in `names` order."""
+        columns = [
+            (v.transformed(_numbers(frame, v.name)) - v.centre) / v.half for v in self.variables
+        ]
+        return np.clip(np.stack(columns, axis=1), -1.0, 1.0) if columns else np.empty((len(frame), 0))
+
+    def lattice_rows(self, frame: pd.DataFrame) -> Integers:
+        """(n, d+1) int64: x in steps of the lattice, with ‖row‖² ≤ C²·lattice² exactly.
+
+        The constant stays whole so that M[0, 0] counts records; the rest of a record that is too long is scaled down
+        and truncated towards zero, which can only shorten it.
+        """
+        steps = self.lattice
+        rows = np.rint(self.encode(frame) * steps).astype(np.int64)
+        room = math.floor(self.clip * steps * steps) - steps * steps
+        squared = (rows * rows).sum(axis=1)
+        shrink = np.sqrt(room / np.maximum(squared, 1))
+        too_long = squared > room
+        rows[too_long] = np.trunc(rows[too_long] * shrink[too_long, None] * (1 - 1e-12)).astype(np.int64)
+        return np.concatenate([np.full((len(rows), 1), steps, dtype=np.int64), rows], axis=1)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Second moments of x = (1, z) over n records, in scaled units; ``noise`` is σ of the matrix E added to them.
+
+    Attributes
+    ----------
+    names : d variable names, in the order of the columns of z.
+    moments : (d+1, d+1) float64, Σ x xᵀ.
+    noise : σ ≥ 0 in the units of ``moments``; 0 for exact evidence.
+    centre, half : (d,) float64; a value in natural units is ``centre + half * z``.
+    """
+
+    names: tuple[str, ...]
+    moments: Tensor
+    noise: float = 0.0
+    centre: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    half: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+
+    def __post_init__(self) -> None:
+        d = len(self.names)
+        if len(set(self.names)) != d:
+            raise ConfigurationError(f"Variable names must differ, but are {self.names}.")
+        if self.centre.numel() == 0 and d:
+            object.__setattr__(self, "centre", torch.zeros(d, dtype=torch.float64))
+            object.__setattr__(self, "half", torch.ones(d, dtype=torch.float64))
+        if self.moments.shape != (d + 1, d + 1) or self.moments.dtype != torch.float64:
+            raise ConfigurationError(
+                f"Evidence of {d} variables needs float64 moments of shape {(d + 1, d + 1)}, but they are "
+                f"{self.moments.dtype} {tuple(self.moments.shape)}."
+            )
+        if not bool(torch.isfinite(self.moments).all()) or not math.isfinite(self.noise) or self.noise < 0:
+            raise DataError(f"Evidence must be finite and its noise ≥ 0, but the noise is {self.noise}.")
+        if self.count <= 0:
+            raise DataError(
+                f"The evidence counts {self.count:.4g} records: too few for its noise of {self.noise:.4g}. "
+                "Use more records or a larger epsilon."
+            )
+
+    @staticmethod
+    def from_data(frame: pd.DataFrame, dictionary: Dictionary | None = None) -> Evidence:
+        """Exact evidence of the rows of ``frame``: on the study's lattice with a dictionary, standardised without."""
+        if dictionary is None:
+            return _standardised(frame)
+        rows = dictionary.lattice_rows(frame)
+        moments = torch.from_numpy(rows.T @ rows).double() / dictionary.lattice**2
+        return Evidence(dictionary.names, moments, 0.0, dictionary.centre, dictionary.half)
+
+    @staticmethod
+    def from_release(triangle: Integers, dictionary: Dictionary, sigma: int) -> Evidence:
+        """What a member released: the upper triangle of the noisy integer M, row-major, and the study's σ."""
+        p = len(dictionary.names) + 1
+        if triangle.shape != (p * (p + 1) // 2,):
+            raise DataError(f"Evidence of {p - 1} variables has {p * (p + 1) // 2} entries, but {triangle.shape} came.")
+        moments = torch.zeros(p, p, dtype=torch.float64)
+        rows, columns = np.triu_indices(p)
+        values = torch.from_numpy(triangle.astype(np.float64)) / dictionary.lattice**2
+        moments[rows, columns] = values
+        moments[columns, rows] = values
+        return Evidence(dictionary.names, moments, sigma / dictionary.lattice**2, dictionary.centre, dictionary.half)
+
+    @property
+    def d(self) -> int:
+        return len(self.names)
+
+    @property
+    def count(self) -> float:
+        """The (noisy) number of records: M[0, 0]."""
+        return float(self.moments[0, 0])
+
+    def mean(self) -> Tensor:
+        """(d,) mean in scaled units."""
+        return self.moments[0, 1:] / self.count
+
+    def covariance(self) -> Tensor:
+        """(d, d) covariance in scaled units (divisor n); with noise it need not be positive definite."""
+        mean = self.mean()
+        return self.moments[1:, 1:] / self.count - torch.outer(mean, mean)
+
+    def correlation(self) -> Tensor:
+        """(d, d) correlation; a variance that noise made non-positive is a DataError naming the variable."""
+        covariance = self.covariance()
+        variances = covariance.diagonal()
+        if bool((variances <= 0).any()):
+            name = self.names[int(variances.argmin())]
+            raise DataError(
+                f"Variable {name!r} has variance {float(variances.min()):.3g} in the evidence: it is constant or drowned "
+                "in noise. Drop it, widen nothing, or use more records or a larger epsilon."
+            )
+        scale = variances.rsqrt()
+        return covariance * torch.outer(scale, scale)
+
+    @property
+    def n_eff(self) -> float:
+        """1 / (1/n + s²), with s² the mean noise variance of a correlation entry: the records' worth of the evidence."""
+        if self.noise == 0 or self.d < 2:
+            return self.count
+        variances = self.covariance().diagonal()
+        floor = self.noise / self.count
+        inverse = 1 / variances.clamp_min(floor)
+        pairs = torch.triu(torch.outer(inverse, inverse), diagonal=1).sum() / (self.d * (self.d - 1) / 2)
+        s2 = 0.5 * (self.noise / self.count) ** 2 * float(pairs)
+        return 1 / (1 / self.count + s2)
+
+    def index(self, name: str) -> int:
+        """The position of a variable among `names`."""
+        try:
+            return self.names.index(name)
+        except ValueError:
+            raise MisuseError(f"There is no variable {name!r}; the evidence has {', '.join(self.names)}.") from None
+
+    def select(self, names: Sequence[str]) -> Evidence:
+        """The evidence of some of the variables, in the order given."""
+        columns = [self.index(name) for name in names]
+        cells = [0, *(c + 1 for c in columns)]
+        return Evidence(
+            tuple(names), self.moments[cells][:, cells], self.noise, self.centre[columns], self.half[columns]
+        )
+
+    def noise_of(self, gradient: Tensor) -> float:
+        """Standard deviation of ⟨E, A⟩ = σ·‖A‖_F for a symmetric A = ``gradient`` of shape (d+1, d+1)."""
+        return self.noise * float(torch.linalg.matrix_norm(gradient))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "moments": self.moments.tolist(),
+            "noise": self.noise,
+            "centre": self.centre.tolist(),
+            "half": self.half.tolist(),
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Evidence:
+        def tensor(name: str) -> Tensor:
+            return torch.tensor(value[name], dtype=torch.float64)
+
+        try:
+            return Evidence(
+                tuple(value["names"]), tensor("moments"), float(value["noise"]), tensor("centre"), tensor("half")
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"The evidence is not in its JSON form: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A partial correlation and Fisher's z of it, with the two parts of its standard error (both on the z scale)."""
+
+    correlation: float
+    z: float
+    sampling_error: float
+    privacy_error: float
+
+    @property
+    def standard_error(self) -> float:
+        return math.hypot(self.sampling_error, self.privacy_error)
+
+
+NO_POWER = Partial(0.0, 0.0, math.inf, math.inf)
+
+
+def partial(evidence: Evidence, a: str, b: str, given: Sequence[str] = ()) -> Partial:
+    """The partial correlation of a and b given a set, by Fisher's z (Fisher 1924) with noise-aware standard error.
+
+    Sampling: 1/√(n - |S| - 3). Privacy: with u, w the residual coefficient vectors of a and b on (1, S), normalised to
+    uᵀMu = wᵀMw = 1, the gradient of ρ = uᵀMw is sym(u wᵀ) - ρ/2·(u uᵀ + w wᵀ), because residuals are orthogonal to S.
+    Evidence too noisy to have positive residual variances has no power: z = 0 with an infinite standard error.
+    """
+    basis = [0, *(evidence.index(name) + 1 for name in given)]
+    pair = [evidence.index(a) + 1, evidence.index(b) + 1]
+    free = evidence.count - len(given) - 3
+    residuals = _residual_vectors(evidence.moments, pair, basis)
+    if residuals is None or free <= 0:
+        return NO_POWER
+    u, w = residuals
+    rho = float(u @ evidence.moments @ w)
+    if abs(rho) >= 1:
+        return NO_POWER
+    cross = torch.outer(u, w)
+    gradient = (cross + cross.T) / 2 - rho / 2 * (torch.outer(u, u) + torch.outer(w, w))
+    return Partial(rho, math.atanh(rho), free**-0.5, evidence.noise_of(gradient) / (1 - rho * rho))
+
+
+def _residual_vectors(moments: Tensor, pair: list[int], basis: list[int]) -> Tensor | None:
+    """(2, p): the coefficients of the residuals of ``pair`` on ``basis``, with unit residual variance."""
+    block, cross = moments[basis][:, basis], moments[basis][:, pair]
+    factor, failed = torch.linalg.cholesky_ex(block)
+    if int(failed):
+        return None
+    coefficients = torch.cholesky_solve(cross, factor)
+    vectors = torch.zeros(2, len(moments), dtype=torch.float64)
+    vectors[[0, 1], pair] = 1.0
+    vectors[:, basis] -= coefficients.T
+    variances = ((vectors @ moments) * vectors).sum(dim=1)
+    if not bool((variances > 0).all()):
+        return None
+    return vectors * variances.rsqrt()[:, None]
+
+
+def _standardised(frame: pd.DataFrame) -> Evidence:
+    names = tuple(str(name) for name in frame.columns)
+    values = np.stack([_numbers(frame, name) for name in frame.columns], axis=1)
+    centre, half = values.mean(axis=0), values.std(axis=0)
+    constant = [name for name, sd in zip(names, half, strict=True) if sd == 0]
+    if constant:
+        raise DataError(f"Columns {constant} are constant: they carry no evidence. Drop them.")
+    x = np.concatenate([np.ones((len(values), 1)), (values - centre) / half], axis=1)
+    moments = torch.from_numpy(x.T @ x)
+    return Evidence(names, moments, 0.0, torch.from_numpy(centre), torch.from_numpy(half))
+
+
+def _numbers(frame: pd.DataFrame, name: str) -> Floats:
+    if name not in frame.columns:
+        raise DataError(f"The column {name!r} is missing; the data have {', '.join(map(str, frame.columns))}.")
+    try:
+        values = frame[name].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"The column {name!r} holds something that is not a number.") from error
+    if len(values) == 0:
+        raise DataError(f"The column {name!r} has no rows.")
+    if not np.isfinite(values).all():
+        raise DataError(f"The column {name!r} holds missing or infinite values: impute or drop those records first.")
+    return values

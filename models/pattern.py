@@ -1,0 +1,235 @@
+"""Patterns: what a Markov equivalence class of DAGs shares, and how to complete, extend and compare it.
+
+Two DAGs are equivalent iff they have one skeleton and the same unshielded colliders (Verma & Pearl, 1990).
+The CPDAG shows the class: an edge is directed iff all members direct it so. Meek (1995) gives the four rules
+that complete a pattern, also beside background knowledge; Dor & Tarsi (1992) extend a pattern to a member of
+its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from causaldao.errors import ConfigurationError, MisuseError
+from causaldao.models.graph import CausalGraph, Pair, Triple
+
+Neighbours = dict[str, set[str]]
+
+
+def meek(graph: CausalGraph) -> CausalGraph:
+    """Close a partially directed graph under Meek's four rules. Directed edges stay as they are.
+
+    Started from a skeleton with its unshielded colliders this gives the CPDAG; with background knowledge that
+    some member of the class obeys, the maximally oriented graph. Started from marks that no DAG has, the
+    outcome may hold colliders that were not there, and a directed cycle raises ConfigurationError.
+    """
+    work = _Partial.of(graph)
+    found = True
+    while found:
+        found = False
+        for a, b in work.lines():
+            if b in work.neighbours[a] and any(rule(work, a, b) for rule in _RULES):
+                work.orient(a, b)
+                found = True
+    return work.graph(graph.nodes)
+
+
+def pattern(
+    skeleton_pairs: Iterable[Pair],
+    colliders: Iterable[Triple],
+    nodes: Sequence[str] = (),
+    directed: Iterable[Pair] = (),
+) -> CausalGraph:
+    """Orient colliders (a, c, b) as a -> c <- b and the background ``directed`` on a skeleton, then close it
+    (Meek).
+
+    Raises:
+        ConfigurationError: a collider's edges are missing or its ends adjacent, two marks direct one edge
+        both ways,
+            the marks make a directed cycle, or they force a further unshielded collider.
+    """
+    pairs = {(min(pair), max(pair)) for pair in skeleton_pairs}
+    arrows: dict[Pair, str] = {}
+    for pair in sorted(set(directed)):
+        _direct(arrows, pairs, pair, f"the directed edge {pair[0]} -> {pair[1]}")
+    for a, c, b in sorted(set(colliders)):
+        if (min(a, b), max(a, b)) in pairs:
+            raise ConfigurationError(
+                f"{a} and {b} are adjacent, so ({a}, {c}, {b}) is no unshielded collider."
+            )
+        for end in (a, b):
+            _direct(arrows, pairs, (end, c), f"the collider ({a}, {c}, {b})")
+    return _complete(pairs, arrows, nodes)
+
+
+def cpdag_of(dag: CausalGraph) -> CausalGraph:
+    """The CPDAG of the Markov equivalence class of a DAG."""
+    if not dag.is_dag:
+        raise MisuseError(
+            "cpdag_of takes a DAG, and this graph has edges that are not directed. Extend it first."
+        )
+    arrows = {(end, c) for a, c, b in dag.unshielded_colliders() for end in (a, b)}
+    lines = [pair for pair in dag.skeleton() if pair not in arrows and pair[::-1] not in arrows]
+    return meek(CausalGraph.cpdag(arrows, lines, dag.nodes))
+
+
+def extension(graph: CausalGraph) -> CausalGraph | None:
+    """A DAG with the same skeleton, directed edges and unshielded colliders; None iff there is none.
+
+    Dor & Tarsi (1992): take away a sink whose undirected neighbours see all its other neighbours, sinks tried
+    in the order of the names, so that the answer depends on nothing but the graph.
+    """
+    dag, added = _extend(graph)
+    return None if added else dag
+
+
+def nearest_extension(graph: CausalGraph) -> tuple[CausalGraph, frozenset[Triple]]:
+    """A DAG with the same skeleton and directed edges, and the unshielded colliders that it had to add.
+
+    Where a consistent extension exists it is `extension` and nothing is added; elsewhere each step takes the
+    sink that adds the fewest colliders (a heuristic: the number is not claimed to be least).
+    """
+    dag, _ = _extend(graph)
+    return dag, dag.unshielded_colliders() - graph.unshielded_colliders()
+
+
+def shd(a: CausalGraph, b: CausalGraph) -> int:
+    """Structural Hamming distance: the number of pairs whose edge is missing, extra, or differs in a mark."""
+    if set(a.nodes) != set(b.nodes):
+        odd = sorted(set(a.nodes) ^ set(b.nodes))
+        raise MisuseError(
+            f"the graphs have different nodes: {odd} stand in only one. Use with_nodes to align them."
+        )
+    return len({(min(e.a, e.b), max(e.a, e.b)) for e in a.edges ^ b.edges})
+
+
+@dataclass
+class _Partial:
+    """A partially directed graph to work on: the parents, children and undirected neighbours of each node."""
+
+    parents: Neighbours
+    children: Neighbours
+    neighbours: Neighbours
+
+    @classmethod
+    def of(cls, graph: CausalGraph) -> _Partial:
+        if other := graph.edges - _partial_edges(graph):
+            raise MisuseError(
+                f"{min(other)} is neither directed nor undirected. Give a DAG, CPDAG or pattern."
+            )
+        maps = (graph.parents, graph.children, graph.neighbours)
+        return cls(*({node: set(of(node)) for node in graph.nodes} for of in maps))
+
+    def adjacent(self, a: str, b: str) -> bool:
+        return b in self.parents[a] or b in self.children[a] or b in self.neighbours[a]
+
+    def around(self, a: str) -> set[str]:
+        return self.parents[a] | self.children[a] | self.neighbours[a]
+
+    def lines(self) -> list[Pair]:
+        """Each undirected edge in both directions, sorted."""
+        return sorted((a, b) for a, others in self.neighbours.items() for b in others)
+
+    def orient(self, a: str, b: str) -> None:
+        self.neighbours[a].remove(b)
+        self.neighbours[b].remove(a)
+        self.children[a].add(b)
+        self.parents[b].add(a)
+
+    def remove(self, node: str) -> None:
+        for table in (self.parents, self.children, self.neighbours):
+            del table[node]
+            for others in table.values():
+                others.discard(node)
+
+    def graph(self, nodes: Sequence[str]) -> CausalGraph:
+        directed = [(a, b) for a, others in self.children.items() for b in others]
+        return CausalGraph.cpdag(directed, [(a, b) for a, b in self.lines() if a < b], nodes)
+
+
+def _partial_edges(graph: CausalGraph) -> frozenset[tuple[str, str, str, str]]:
+    return frozenset(e for e in graph.edges if e[:2] in graph.directed or e[:2] in graph.undirected)
+
+
+def _away_from_collider(work: _Partial, a: str, b: str) -> bool:
+    """R1: p -> a - b with p, b not adjacent; b -> a would be a new collider."""
+    return any(not work.adjacent(p, b) for p in work.parents[a])
+
+
+def _away_from_cycle(work: _Partial, a: str, b: str) -> bool:
+    """R2: a -> c -> b; b -> a would close a cycle."""
+    return not work.children[a].isdisjoint(work.parents[b])
+
+
+def _two_chains(work: _Partial, a: str, b: str) -> bool:
+    """R3: a - c -> b and a - d -> b with c, d not adjacent; b -> a would make c -> a <- d."""
+    return any(not work.adjacent(c, d) for c, d in combinations(work.neighbours[a] & work.parents[b], 2))
+
+
+def _around_knowledge(work: _Partial, a: str, b: str) -> bool:
+    """R4: a - c -> d -> b with a, d adjacent and c, b not; arises only with background knowledge."""
+    return any(
+        work.adjacent(a, d) and not work.parents[d].isdisjoint(work.neighbours[a] - work.around(b) - {b})
+        for d in work.parents[b]
+    )
+
+
+_RULES = (_away_from_collider, _away_from_cycle, _two_chains, _around_knowledge)
+
+
+def _direct(arrows: dict[Pair, str], pairs: set[Pair], arrow: Pair, why: str) -> None:
+    a, b = arrow
+    if (min(a, b), max(a, b)) not in pairs:
+        raise ConfigurationError(
+            f"{why} needs an edge between {a} and {b}, which the skeleton lacks. Add it there."
+        )
+    if (b, a) in arrows:
+        raise ConfigurationError(
+            f"{why} says {a} -> {b}, but {arrows[b, a]} says {b} -> {a}. Give up one of them."
+        )
+    arrows.setdefault(arrow, why)
+
+
+def _complete(pairs: set[Pair], arrows: dict[Pair, str], nodes: Sequence[str]) -> CausalGraph:
+    lines = [pair for pair in pairs if pair not in arrows and pair[::-1] not in arrows]
+    marked = CausalGraph.cpdag(arrows, lines, nodes)
+    closed = meek(marked)
+    if forced := closed.unshielded_colliders() - marked.unshielded_colliders():
+        a, c, b = min(forced)
+        raise ConfigurationError(
+            f"the marks force a further unshielded collider {a} -> {c} <- {b}, so no DAG has exactly these. "
+            "Give up a mark beside it, or list it too."
+        )
+    return closed
+
+
+def _extend(graph: CausalGraph) -> tuple[CausalGraph, int]:
+    """Orient all edges by taking sinks away, and count the unshielded colliders that this adds."""
+    work, edges, added = _Partial.of(graph), [], 0
+    while work.parents:
+        cost, sink = _best_sink(work)
+        edges += [(other, sink) for other in work.around(sink)]
+        work.remove(sink)
+        added += cost
+    return CausalGraph.dag(edges, graph.nodes), added
+
+
+def _best_sink(work: _Partial) -> tuple[int, str]:
+    """The sink that adds the fewest colliders, and their number; the first in name order among equals."""
+    best: tuple[int, str] | None = None
+    for node in sorted(work.parents):
+        if not work.children[node] and (best is None or best[0]):
+            best = min(best or (_cost(work, node), node), (_cost(work, node), node))
+    assert best is not None  # directed edges without a cycle always leave a sink
+    return best
+
+
+def _cost(work: _Partial, node: str) -> int:
+    """How many unshielded colliders at ``node`` arise if all its edges point to it: pairs with an undirected
+    edge.
+    """
+    pairs = combinations(work.around(node), 2)
+    lines = work.neighbours[node]
+    return sum((y in lines or z in lines) and not work.adjacent(y, z) for y, z in pairs)

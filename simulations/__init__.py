@@ -1,0 +1,1 @@
+"""A whole federation on one machine: engine, attacks, data sets, scenarios, benchmarks, report."""

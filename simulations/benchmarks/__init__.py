@@ -1,0 +1,1 @@
+"""Benchmarks: `causaldao bench NAME --json`, side by side with the peer in the same run."""

@@ -1,0 +1,275 @@
+"""A whole federation on one machine: the same coordinator and nodes as in a deployment, on the inline engine.
+
+A run's folder holds the coordinator's ledger, one folder for each node (rows, key, journal), and what the study produced.
+Killed at any point, it is resumed from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+
+from causaldao.client.app import client_app
+from causaldao.client.node import Conduct, Node, NodeConfig
+from causaldao.errors import ConfigurationError, GuaranteeError, MisuseError
+from causaldao.ledger.bundle import export, write_policy
+from causaldao.ledger.log import Log
+from causaldao.members import Member, Roster
+from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.effects import average_effect
+from causaldao.models.graph import CausalGraph
+from causaldao.server.app import server_app
+from causaldao.server.clock import SimulatedClock
+from causaldao.server.coordinator import Coordinator, State
+from causaldao.server.mailbox import Mailbox
+from causaldao.server.progress import Event
+from causaldao.signing import SigningKey
+from causaldao.simulations.attacks import attack
+from causaldao.simulations.datasets import split
+from causaldao.simulations.engine import NO_FAULTS, Faults, InlineGrid, run
+from causaldao.simulations.picture import draw
+from causaldao.simulations.report import write as write_report
+from causaldao.study import Study
+
+RUN_FILE = "simulation.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What makes a simulation: how many members, which of them lie and how, and the seed of it all."""
+
+    members: int = 10
+    liars: int = 0
+    attack: str = "forge"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.liars <= self.members:
+            raise MisuseError(f"liars = {self.liars} must lie in [0, {self.members}], the number of members.")
+        if not 1 <= self.members <= 1000:
+            raise MisuseError(f"members = {self.members} must lie in [1, 1000].")
+        if self.liars:
+            attack(self.attack)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        width = max(2, len(str(self.members)))
+        return tuple(f"hospital-{k + 1:0{width}d}" for k in range(self.members))
+
+    @property
+    def liar_names(self) -> tuple[str, ...]:
+        """Drawn at random by the seed, so that a rule cannot profit from their place or size."""
+        chosen = np.random.default_rng([self.seed, 1]).choice(self.members, self.liars, replace=False)
+        return tuple(sorted(self.names[k] for k in chosen))
+
+
+def simulate(
+    study: Study,
+    data: pd.DataFrame | Mapping[str, pd.DataFrame],
+    out: Path,
+    setting: Setting,
+    *,
+    resume: bool = False,
+    progress: Callable[[Event], None] = lambda event: None,
+    on_state: Callable[[str], None] = lambda state: None,
+    faults: Faults = NO_FAULTS,
+    conducts: Mapping[str, Conduct] | None = None,
+) -> dict[str, Any]:
+    """Run a study over simulated members and write the run's folder; returns the content of ``result.json``.
+
+    ``data`` is one table to be dealt to the members at random, sizes up to 4:1, or one table for each named member.
+    Noise is seeded only if the study says ``simulation = true``; else it is the operating system's entropy.
+
+    Raises
+    ------
+    GuaranteeError
+        the study's faulty is more than this many members can bear: names the largest f. Nothing is written.
+    ConfigurationError
+        the folder holds a run and ``resume`` was not asked for, or holds another run than the one to resume.
+    """
+    names = tuple(sorted(data)) if isinstance(data, Mapping) else setting.names
+    _require_members(study, len(names))
+    _claim(out, study, setting, resume)
+    nodes = _nodes(out, study, setting, names, data, conducts or {})
+    clock = SimulatedClock()
+    key = _key(out / "coordinator.pem")
+    roster = Roster("simulation", tuple(Member(node.config.name, node.key.public) for node in nodes), study.consensus.faulty)
+    apps = {node.config.name: _app(node) for node in nodes}
+    grid = InlineGrid(apps, clock, faults)
+    with _log(out, key, clock) as log:
+        coordinator = Coordinator(study, roster, key, log, Mailbox(grid, roster), clock, progress, on_state)
+        run(server_app(lambda grid, context: coordinator), grid)
+        # The study is closed; what follows only reads.
+        result = _result(study, coordinator, setting, names, data, nodes)
+        _write(out, result, coordinator, roster)
+    return result
+
+
+def _require_members(study: Study, members: int) -> None:
+    from causaldao.aggregation.rules import require
+
+    for rule in dict.fromkeys((study.aggregation.pool, study.aggregation.rule)):
+        require(rule, members, study.consensus.faulty)
+    if study.consensus.faulty >= members:
+        raise GuaranteeError(f"faulty = {study.consensus.faulty} of {members} members: the largest f is {members - 1}.")
+
+
+def _claim(out: Path, study: Study, setting: Setting, resume: bool) -> None:
+    """Take the folder for this run, or make sure that it is the one to resume."""
+    described = {"study": study.hash, "setting": asdict(setting)}
+    file = out / RUN_FILE
+    if not resume:
+        if out.exists() and any(out.iterdir()):
+            raise ConfigurationError(f"The folder {out} is not empty: resume its run with --resume, or choose another --out.")
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "study.json", json.dumps(study.to_json(), indent=1))
+        write_text(file, json.dumps(described, indent=1))
+    elif not file.is_file():
+        raise ConfigurationError(f"The folder {out} holds no run to resume: leave out --resume to start one.")
+    elif json.loads(file.read_text()) != described:
+        raise ConfigurationError(
+            f"The run in {out} was started with other settings or another study: {file.read_text().strip()}. "
+            "Resume it with the same options, or choose another --out."
+        )
+
+
+def _nodes(
+    out: Path, study: Study, setting: Setting, names: tuple[str, ...],
+    data: pd.DataFrame | Mapping[str, pd.DataFrame], conducts: Mapping[str, Conduct],
+) -> list[Node]:  # fmt: skip
+    if isinstance(data, Mapping):
+        parts = [data[name] for name in names]
+    else:
+        parts = split(data, setting.members, generator=np.random.default_rng([setting.seed, 0]))
+    coordinator = _key(out / "coordinator.pem").public.to_text("coordinator")
+    liar = attack(setting.attack).conduct(study) if setting.liars else Conduct()
+    lying = dict.fromkeys(setting.liar_names, liar) if setting.liars else {}
+    nodes = []
+    for name, rows in zip(names, parts, strict=True):
+        folder = out / "nodes" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "data.parquet").exists():
+            temporary = folder / "data.tmp"
+            rows.to_parquet(temporary)
+            os.replace(temporary, folder / "data.parquet")
+        config = NodeConfig(
+            name=name, federation="simulation", coordinator=coordinator, data="data.parquet", dataset=study.name,
+            approved=(study.hash,), insecure_seed=setting.seed if study.study.simulation else None,
+            lifetime={"epsilon": study.privacy.epsilon, "delta": study.privacy.delta},
+        )  # fmt: skip
+        nodes.append(Node(config, _key(folder / "key.pem"), folder, conducts.get(name, lying.get(name, Conduct()))))
+    return nodes
+
+
+def _key(path: Path) -> SigningKey:
+    if not path.exists():
+        SigningKey.generate().save(path)
+    return SigningKey.load(path)
+
+
+def _app(node: Node) -> ClientApp:
+    def opener(context: Context) -> Node:
+        return node
+
+    return client_app(opener)
+
+
+def _log(out: Path, key: SigningKey, clock: SimulatedClock) -> Log:
+    url = f"sqlite:///{out / 'ledger.db'}"
+    if (out / "ledger.db").exists():
+        return Log.open(url, key, clock.now)
+    return Log.create(url, "causaldao.simulation", key, clock.now)
+
+
+def _result(
+    study: Study, coordinator: Coordinator, setting: Setting, names: tuple[str, ...],
+    data: pd.DataFrame | Mapping[str, pd.DataFrame], nodes: list[Node],
+) -> dict[str, Any]:  # fmt: skip
+    state, head = coordinator.state, coordinator.log.head
+    whole = pd.concat(list(data.values()), ignore_index=True) if isinstance(data, Mapping) else data
+    privacy = study.privacy
+    noise = "simulated" if "simulated" in state.noise.values() else "os"
+    return {
+        "study": {
+            "name": study.name, "hash": study.hash, "question": study.study.question, "purpose": study.study.purpose,
+        },
+        "members": [_member(name, state) for name in names],
+        "simulation": {
+            "seed": setting.seed, "liars": list(setting.liar_names), "noise": noise,
+            "attack": setting.attack if setting.liars else None,
+        },
+        "graph": {"pattern": state.consensus["pattern"], "dag": state.consensus["dag"]},
+        "marks": state.consensus["marks"],
+        "contested": [mark for mark in state.consensus["marks"] if mark["status"] == "contested"],
+        "effects": [{**effect, "pooled": _pooled(study, whole, effect)} for effect in state.effects],
+        "privacy": {
+            "unit": "one record", "adjacency": "add or remove one record", "epsilon": privacy.epsilon,
+            "delta": privacy.delta, "split": privacy.split.model_dump(), "spent": coordinator.spent(),
+        },
+        "pool": {key: value for key, value in state.pool.items() if key != "evidence"},
+        "ledger": {"size": head.size, "root": head.root, "cosigners": []},
+        "rounds": state.rounds,
+        "seconds": state.seconds,
+    }  # fmt: skip
+
+
+def _member(name: str, state: State) -> dict[str, Any]:
+    pool = state.pool
+    known = state.statuses.get(name)
+    status, reason = "ok", ""
+    if known is not None:
+        status, reason = known["status"], known["reason"]
+    elif name in pool["accused"]:
+        status = "accused"
+        reason = f"its evidence deviates by {pool['deviations'][name]:.1f} standard deviations; {pool['critical']:.1f} is the bound"
+    elif name in pool["excluded"]:
+        status, reason = "excluded", "farthest from the others by rank; not accused"
+    count = pool["counts"].get(name)
+    return {"name": name, "noisy_count": None if count is None else round(count, 1), "status": status, "reason": reason}
+
+
+def _pooled(study: Study, frame: pd.DataFrame, effect: Mapping[str, Any]) -> float | None:
+    """The pooled, non-private reference: least squares on everybody's true rows, which only a simulation has."""
+    names = [effect["treatment"], effect["outcome"], *effect["adjustment"]]
+    columns = {}
+    for name in names:
+        values = frame[name].to_numpy(dtype=np.float64)
+        columns[name] = np.log1p(values) if study.variable(name).transform == "log1p" else values
+    evidence = Evidence.from_data(pd.DataFrame(columns))
+    return average_effect(evidence, effect["treatment"], effect["outcome"], effect["adjustment"]).estimate
+
+
+def _write(out: Path, result: dict[str, Any], coordinator: Coordinator, roster: Roster) -> None:
+    """Everything a run leaves behind; ``result.json`` last, so that its presence means that the rest is there."""
+    pattern = CausalGraph.from_json(result["graph"]["pattern"])
+    effect = result["effects"][0] if result["effects"] else {"treatment": None, "outcome": None}
+    svg = draw(pattern, result["marks"], treatment=effect["treatment"], outcome=effect["outcome"])
+    write_text(out / "graph.json", json.dumps(result["graph"], indent=1))
+    write_text(out / "graph.svg", svg)
+    model = coordinator.model()
+    if model is not None:
+        model.save(out / "model.safetensors")
+    (out / "ledger.bundle").write_bytes(export(coordinator.log))
+    keys = {member.name: member.key for member in roster.members}
+    write_text(out / "policy", write_policy(coordinator.log.head.origin, coordinator.key, keys))
+    write_report(result, svg, out / "report.html")
+    write_text(out / "result.json", json.dumps(result, indent=1, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import time
+from itertools import combinations, permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from causaldao.errors import ConfigurationError, DataError, MisuseError
+from causaldao.models.discovery import boss as boss_module
+from causaldao.models.discovery import discover
+from causaldao.models.discovery.boss import _scores, _total, boss
+from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.graph import CausalGraph
+from causaldao.models.knowledge import NONE, Knowledge
+from causaldao.models.pattern import cpdag_of, extension, shd
+from tests.counts import count
+from tests.models.random_models import dag_of, names, noisy, orientations, population, sample, weights
+
+
+def _skeleton_f1(found: CausalGraph, truth: CausalGraph) -> float:
+    a, b = found.skeleton(), truth.skeleton()
+    return 2 * len(a & b) / (len(a) + len(b))
+
+
+def test_the_population_gives_the_true_cpdag() -> None:
+    for seed in range(count(25, 300)):
+        rng = np.random.default_rng(seed)
+        matrix = weights(rng, int(rng.integers(2, 11)), degree=2.5)
+        assert boss(population(matrix)).graph == cpdag_of(dag_of(matrix)), seed
+
+
+def test_er2_with_20_variables_and_1000_records_is_found_at_better_than_measured_elsewhere() -> None:
+    scores, distances = [], []
+    for seed in range(count(3, 20)):
+        rng = np.random.default_rng(seed)
+        matrix = weights(rng, 20, degree=4)
+        found = discover(Evidence.from_data(sample(rng, matrix, 1000)))
+        scores.append(_skeleton_f1(found, dag_of(matrix)))
+        distances.append(shd(found, cpdag_of(dag_of(matrix))))
+    assert np.mean(scores) > 0.9
+    assert np.mean(distances) < 6
+
+
+def _bic(evidence: Evidence, dag: CausalGraph, penalty: float) -> float:
+    """The score by its definition: regress each node on its parents."""
+    data = evidence.correlation().numpy()
+    index = {name: i for i, name in enumerate(evidence.names)}
+    total = 0.0
+    for node in dag.nodes:
+        own, pa = index[node], [index[p] for p in dag.parents(node)]
+        explained = data[own, pa] @ np.linalg.solve(data[np.ix_(pa, pa)], data[pa, own]) if pa else 0.0
+        total -= evidence.n_eff * np.log(1 - explained) + penalty * len(pa) * np.log(evidence.n_eff)
+    return total
+
+
+def test_the_best_of_all_orders_is_found_and_its_score_is_the_bic() -> None:
+    for seed in range(count(8, 60)):
+        rng = np.random.default_rng(seed)
+        evidence = Evidence.from_data(sample(rng, weights(rng, 5, 3, low=0.1, high=0.6), 120))
+        scores = _scores(evidence, None, NONE)
+        best = max(_total(scores, list(order)) for order in permutations(range(5)))
+        found = extension(boss(evidence).graph)
+        assert found is not None
+        assert _bic(evidence, found, 2.0) == pytest.approx(best, abs=1e-6)
+
+
+def test_hardly_ever_does_any_dag_on_four_variables_score_better() -> None:
+    pairs = list(combinations(names(4), 2))
+    subsets = [[p for i, p in enumerate(pairs) if mask >> i & 1] for mask in range(1 << len(pairs))]
+    dags = [dag for subset in subsets for dag in orientations(subset, names(4))]
+    assert len(dags) == 543
+    missed, seeds = 0, count(6, 40)
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        evidence = Evidence.from_data(sample(rng, weights(rng, 4, 2, low=0.1, high=0.5), 120))
+        found = extension(boss(evidence).graph)
+        assert found is not None
+        missed += _bic(evidence, found, 2.0) < max(_bic(evidence, dag, 2.0) for dag in dags) - 1e-6
+    assert missed <= 1 + seeds // 20, "greedy growth misses only parents that help together but none alone"
+
+
+def test_the_order_of_columns_does_not_matter() -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        frame = sample(rng, weights(rng, 9, 3), 300)
+        mixed = frame[list(rng.permutation(frame.columns))]
+        assert boss(Evidence.from_data(mixed)).graph == boss(Evidence.from_data(frame)).graph
+
+
+def test_one_seed_gives_one_outcome_and_the_global_generator_is_left_alone() -> None:
+    rng = np.random.default_rng(5)
+    evidence = Evidence.from_data(sample(rng, weights(rng, 12, 5, low=0.1, high=0.6), 200))
+    before = torch.random.get_rng_state()
+    runs = {boss(evidence, restarts=2, generator=torch.Generator().manual_seed(7)).graph for _ in range(3)}
+    assert len(runs) == 1
+    assert boss(evidence).graph == boss(evidence).graph
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_more_restarts_never_score_worse() -> None:
+    gained = 0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        evidence = Evidence.from_data(sample(rng, weights(rng, 12, 6, low=0.1, high=0.6), 300))
+        graphs = [extension(boss(evidence, restarts=restarts).graph) for restarts in (1, 6, 12)]
+        scores = [_bic(evidence, graph, 2.0) for graph in graphs if graph is not None]
+        assert len(scores) == 3
+        assert scores[0] <= scores[1] + 1e-6 <= scores[2] + 2e-6
+        gained += scores[2] > scores[0] + 1e-6
+    assert gained, "restarts that never help would not be worth their time"
+
+
+def test_noise_makes_the_penalty_stronger_so_that_it_is_not_taken_for_edges() -> None:
+    default, light, sure = 0, 0, 0
+    for seed in range(count(5, 20)):
+        rng = np.random.default_rng(seed)
+        matrix = weights(rng, 10, 2, low=0.5, high=0.9)
+        evidence = noisy(Evidence.from_data(sample(rng, matrix, 20_000)), 300.0, rng)
+        truth = cpdag_of(dag_of(matrix))
+        default += shd(boss(evidence).graph, truth)
+        light += shd(boss(evidence, penalty=2.0).graph, truth)
+        sure += shd(boss(evidence, penalty=boss_module.PENALTY_NOISY).graph, truth)
+    assert default == sure
+    assert default < light
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
+    """Every (parent, child) that a score was computed for."""
+    seen: set[tuple[int, int]] = set()
+    given = boss_module._Scores._given
+
+    def spy(self: Any, j: int, parents: int, columns: list[int]) -> Any:
+        seen.update((i, j) for i in [*boss_module._members(parents), *columns])
+        return given(self, j, parents, columns)
+
+    monkeypatch.setattr(boss_module._Scores, "_given", spy)
+    return seen
+
+
+def test_a_forbidden_parent_is_never_scored(scored: set[tuple[int, int]]) -> None:
+    rng = np.random.default_rng(1)
+    evidence = Evidence.from_data(sample(rng, weights(rng, 8, 3), 500))
+    knowledge = Knowledge(forbidden={("v00", "v01"), ("v03", "v02")}, tiers={"v04": 1, "v05": 0, "v06": 0})
+    graph = boss(evidence, knowledge=knowledge).graph
+    pruned = {(0, 1), (3, 2), (4, 5), (4, 6)}
+    assert len(scored) == 8 * 7 - len(pruned)
+    assert scored.isdisjoint(pruned)
+    assert all(knowledge.allows(a, b) for a, b in graph.directed)
+
+
+def test_tiers_are_respected_and_the_truth_is_found_within_them() -> None:
+    for seed in range(count(10, 60)):
+        rng = np.random.default_rng(seed)
+        matrix = weights(rng, 8, 2.5)
+        dag = dag_of(matrix)
+        tiers = {name: i // 3 for i, name in enumerate(dag.topological_order())}
+        knowledge = Knowledge(tiers=tiers)
+        graph = boss(population(matrix), knowledge=knowledge).graph
+        assert graph == knowledge.orient(cpdag_of(dag)), seed
+        assert all(tiers[a] <= tiers[b] for a, b in graph.directed)
+
+
+def test_required_edges_are_present_even_against_the_data() -> None:
+    rng = np.random.default_rng(2)
+    evidence = Evidence.from_data(sample(rng, np.zeros((6, 6)), 500))
+    required = {("v05", "v00"), ("v00", "v03"), ("v03", "v01")}
+    graph = boss(evidence, knowledge=Knowledge(required)).graph
+    assert graph.directed == required
+    assert not graph.undirected
+
+
+def test_a_score_on_the_line_is_listed_as_a_near_tie() -> None:
+    count_, penalty = 1000.0, 2.0
+    correlation = np.sqrt(1 - np.exp(-penalty * np.log(count_) / count_))
+    tied = torch.tensor([[1, 0, 0], [0, 1, correlation], [0, correlation, 1]], dtype=torch.float64) * count_
+    assert boss(Evidence(("a", "b"), tied), penalty=penalty).near_ties == {("a", "b")}
+    assert not boss(Evidence(("a", "b"), tied), penalty=penalty * 1.001).near_ties
+
+
+def test_evidence_that_cannot_be_scored_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    frame = sample(rng, np.zeros((3, 3)), 100)
+    frame["sum"] = frame["v00"] + frame["v01"]
+    with pytest.raises(DataError, match="v00, v01, v02.*linearly dependent"):
+        boss(Evidence.from_data(frame))
+    drowned = Evidence(("a", "b"), 100 * torch.eye(3, dtype=torch.float64), noise=1e4)
+    with pytest.raises(DataError, match="after noise"):
+        boss(drowned)
+
+
+def test_misuse_is_told_with_the_choices() -> None:
+    evidence = population(np.zeros((2, 2)))
+    with pytest.raises(MisuseError, match="restarts is 0"):
+        boss(evidence, restarts=0)
+    with pytest.raises(MisuseError, match="penalty -1"):
+        boss(evidence, penalty=-1)
+    with pytest.raises(MisuseError, match=r"boss has no options \['alpha'\].*penalty, generator, restarts"):
+        discover(evidence, alpha=0.1)
+    with pytest.raises(ConfigurationError, match=r"\['zz'\]"):
+        boss(evidence, knowledge=Knowledge({("zz", "v00")}))
+
+
+@pytest.mark.parametrize(("d", "limit"), [(8, 0.5), (20, 4.0)])
+def test_twelve_restarts_take_little_time(d: int, limit: float) -> None:
+    rng = np.random.default_rng(d)
+    evidence = Evidence.from_data(sample(rng, weights(rng, d, 4), 1000))
+    begun = time.process_time()
+    boss(evidence, restarts=12)
+    assert time.process_time() - begun < limit
