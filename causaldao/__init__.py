@@ -11,8 +11,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "CausalDAO": "causaldao.simulations.federation",
-    "FederatedClient": "causaldao.simulations.federation",
+    "CausalDAO": "causaldao.simulations.notebook",
+    "FederatedClient": "causaldao.simulations.notebook",
     "CausalGraph": "causaldao.models.graph",
     "CausalRule": "causaldao.models.rules",
     "CausalRuleSet": "causaldao.models.rules",

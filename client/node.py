@@ -158,32 +158,9 @@ class Node:
         study = Study.from_mapping(request.body["study"])
         if study.hash != request.study:
             raise RefusedError("The study that came does not have the hash that was approved.")
-        self.check(study)
+        check_study(self.config, self.folder, study, self.table)
         self.answers.keep_study(study.hash, study.to_json())
         return self._seal(request, "rollcall", {"version": __version__, "noise": self._noise_kind(study)}, {}).pack()
-
-    def check(self, study: Study) -> tuple[str, ...]:
-        """What a dry run checks: data against the dictionary, and the whole study against the budget; the warnings.
-
-        Raises
-        ------
-        DataError
-            every fault of the data at once.
-        BudgetError
-            the study would pass the data set's lifetime cap.
-        """
-        warnings = require(self.table, study.dictionary)
-        lifetime = self.config.lifetime
-        mine = [s for d in self.journal.debits(self.config.dataset) if d.key.study == study.hash for s in d.spends]
-        others = [s for d in self.journal.debits(self.config.dataset) if d.key.study != study.hash for s in d.spends]
-        after = epsilon_of([*others, *(plan(study).spends if len(mine) == 0 else mine)], lifetime.delta)
-        if after > lifetime.epsilon:
-            raise BudgetError(
-                f"Study {study.name!r} would take data set {self.config.dataset!r} to epsilon {after:.4g} at delta "
-                f"{lifetime.delta:g}, past its lifetime cap of {lifetime.epsilon:g}. Nothing was spent. Use a smaller epsilon "
-                "in the study, or raise [lifetime] in the node's file knowingly."
-            )
-        return tuple(str(warning) for warning in warnings)
 
     def _evidence(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         fields(request.body, {})
@@ -308,6 +285,32 @@ class Node:
             member=self.config.name, kind=kind, body=body, nonce=nonce or secrets.token_hex(16), parent=request.parent,
             tensors=tensors,
         )  # fmt: skip
+
+
+def check_study(config: NodeConfig, folder: Path, study: Study, table: Table | None = None) -> tuple[str, ...]:
+    """What a dry run checks: the data against the dictionary, and the whole study against the budget; the warnings.
+
+    Nothing is written: a node without a journal has spent nothing.
+
+    Raises
+    ------
+    DataError
+        every fault of the data at once.
+    BudgetError
+        the study would pass the data set's lifetime cap.
+    """
+    warnings = require(read(folder / config.data) if table is None else table, study.dictionary)
+    journal, lifetime = folder / "journal.db", config.lifetime
+    debits = Journal.open(journal).debits(config.dataset) if journal.exists() else ()
+    others = [spend for debit in debits if debit.key.study != study.hash for spend in debit.spends]
+    after = epsilon_of([*others, *plan(study).spends], lifetime.delta)
+    if after > lifetime.epsilon:
+        raise BudgetError(
+            f"Study {study.name!r} would take data set {config.dataset!r} to epsilon {after:.4g} at delta {lifetime.delta:g}, "
+            f"past its lifetime cap of {lifetime.epsilon:g}. Nothing was spent. Use a smaller epsilon in the study, or raise "
+            "[lifetime] in the node's file knowingly."
+        )
+    return tuple(str(warning) for warning in warnings)
 
 
 def _required(spend: Spend | None) -> Spend:

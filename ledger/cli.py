@@ -26,7 +26,7 @@ def verify_command(bundle: Bundle, policy: PolicyFile, as_json: Json = False) ->
     from causaldao.console import command
 
     with command(as_json) as out:
-        report = _verified(bundle, policy)
+        report = verified(bundle, policy)
         data = _summary(report)
         out.emit(data, lambda: _summary_text(data))
 
@@ -37,7 +37,7 @@ def show_command(bundle: Bundle, policy: PolicyFile, as_json: Json = False) -> N
     from causaldao.console import command
 
     with command(as_json) as out:
-        report = _verified(bundle, policy)
+        report = verified(bundle, policy)
         data = {**_summary(report), "timeline": [_line_data(line) for line in report.entries]}
         out.emit(data, lambda: "\n".join([*map(_line_text, report.entries), "", _summary_text(data)]))
 
@@ -64,7 +64,7 @@ def export_command(
         out.emit(data, f"Wrote {out_file}: {len(bundle)} bytes, SHA-256 {data['sha256']}.")
 
 
-def _verified(bundle: Path, policy_file: Path) -> Report:
+def verified(bundle: Path, policy_file: Path) -> Report:
     from causaldao.errors import ConfigurationError, Finding, LedgerError
     from causaldao.ledger.verify import MAX_BYTES, Policy, verify
 

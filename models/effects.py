@@ -94,13 +94,11 @@ def average_effect(
     """
     _require_roles(treatment, outcome, adjustment, level)
     fit = least_squares(evidence, outcome, (treatment, *adjustment))
-    a = torch.zeros(evidence.d + 1, dtype=torch.float64)
-    a[_cells(evidence, (treatment, *adjustment))] = fit.inverse[1]
+    a = _weights(evidence, (treatment, *adjustment), fit)
     _require_variation(evidence, treatment, a, level)
-    unit = float(evidence.half[evidence.index(outcome)] / evidence.half[evidence.index(treatment)])
-    cross = torch.outer(a, fit.residual)
+    unit = _unit(evidence, treatment, outcome)
     sampling = unit * math.sqrt(_residual_variance(evidence, outcome, fit) * float(fit.inverse[1, 1]))
-    privacy = unit * evidence.noise_of((cross + cross.T) / 2)
+    privacy = unit * evidence.noise_of(_gradient(a, fit))
     estimate, total = unit * float(fit.coefficients[1]), math.hypot(sampling, privacy)
     reach = NormalDist().inv_cdf((1 + level) / 2) * total
     interval = (estimate - reach, estimate + reach)
@@ -136,6 +134,23 @@ def _zero(evidence: Evidence, treatment: str, outcome: str, level: float) -> Eff
 def _cells(evidence: Evidence, names: Sequence[str]) -> list[int]:
     """Rows of the moments that hold (1, names)."""
     return [0, *(1 + evidence.index(name) for name in names)]
+
+
+def _weights(evidence: Evidence, names: Sequence[str], fit: LeastSquares) -> Tensor:
+    """a = M_zz⁻¹ e_t over all cells, (d+1,); the treatment is the first of names."""
+    a = torch.zeros(evidence.d + 1, dtype=torch.float64)
+    a[_cells(evidence, names)] = fit.inverse[1]
+    return a
+
+
+def _gradient(a: Tensor, fit: LeastSquares) -> Tensor:
+    cross = torch.outer(a, fit.residual)
+    return (cross + cross.T) / 2
+
+
+def _unit(evidence: Evidence, treatment: str, outcome: str) -> float:
+    """Natural units of an effect in one scaled unit."""
+    return float(evidence.half[evidence.index(outcome)] / evidence.half[evidence.index(treatment)])
 
 
 def _residual_variance(evidence: Evidence, outcome: str, fit: LeastSquares) -> float:
@@ -189,9 +204,10 @@ def _require_roles(treatment: str, outcome: str, adjustment: Sequence[str], leve
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """How an estimate hangs on the moments: to first order a change D of M moves it by ⟨D, gradient⟩ (natural units).
+    """How an estimate hangs on the moments: to first order a change D of M moves it by ⟨D, gradient⟩.
 
-    gradient: (d+1, d+1), symmetric; variance_per_record: the sampling variance of the estimate times the records.
+    Both are in natural units of the effect, for moments in scaled units.
+    gradient: (d+1, d+1), symmetric; variance_per_record: the estimate's sampling variance times the records.
     """
 
     gradient: Tensor
@@ -202,8 +218,7 @@ def influence(evidence: Evidence, treatment: str, outcome: str, adjustment: Sequ
     """The influence of the moments on `average_effect`; raises as that does."""
     effect = average_effect(evidence, treatment, outcome, adjustment)
     fit = least_squares(evidence, outcome, (treatment, *adjustment))
-    a = torch.zeros(evidence.d + 1, dtype=torch.float64)
-    a[_cells(evidence, (treatment, *adjustment))] = fit.inverse[1]
-    cross = torch.outer(a, fit.residual)
-    unit = float(evidence.half[evidence.index(outcome)] / evidence.half[evidence.index(treatment)])
-    return Influence(unit * (cross + cross.T) / 2, effect.sampling_error**2 * evidence.count)
+    gradient = _gradient(_weights(evidence, (treatment, *adjustment), fit), fit)
+    return Influence(
+        _unit(evidence, treatment, outcome) * gradient, effect.sampling_error**2 * evidence.count
+    )

@@ -54,9 +54,8 @@ class CausalGraph:
 
     Raises:
         ConfigurationError: a node twice or without a name, an edge that names an unknown node, a self loop,
-        two edges
-            on a pair (only ``a -> b`` beside ``a <-> b`` may share one), an unknown mark, or a directed
-            cycle.
+            two edges on a pair (only ``a -> b`` beside ``a <-> b`` may share one), an unknown mark, or a
+            directed cycle.
     """
 
     nodes: tuple[str, ...]
@@ -185,7 +184,7 @@ class CausalGraph:
 
         Raises:
             MisuseError: the three sets overlap, name an unknown node, or the graph has undirected or circle
-            ends.
+                ends.
         """
         self._require_directions("separation")
         x, y, z = self._set(xs), self._set(ys), self._set(given)

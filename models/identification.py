@@ -164,6 +164,7 @@ def _oriented(graph: CausalGraph, node: str, parents: tuple[str, ...]) -> Causal
         candidate = meek(CausalGraph.cpdag(graph.directed | here, undirected, graph.nodes))
     except ConfigurationError:
         return None  # the orientation closes a directed cycle
+    # The class is defined by its colliders: compared here, so that nothing rests on the choice of candidates.
     if candidate.unshielded_colliders() != graph.unshielded_colliders() or extension(candidate) is None:
         return None
     return candidate

@@ -30,9 +30,7 @@ class Knowledge:
 
     Raises:
         ConfigurationError: an edge both required and forbidden, required both ways, against the tiers or
-        around a
-            cycle; a pair that is not two different names; a tier that is not an integer. All clashes are
-            listed.
+            around a cycle; a pair that is not two different names; a tier that is not an integer.
     """
 
     required: frozenset[Pair] = frozenset()
@@ -90,7 +88,7 @@ class Knowledge:
 
         Raises:
             ConfigurationError: an edge of the graph that the knowledge excludes, or a directed cycle that it
-            forces.
+                forces.
         """
         self.check(graph.nodes)
         if wrong := sorted(pair for pair in graph.directed if not self.allows(*pair)):

@@ -47,8 +47,7 @@ def pattern(
 
     Raises:
         ConfigurationError: a collider's edges are missing or its ends adjacent, two marks direct one edge
-        both ways,
-            the marks make a directed cycle, or they force a further unshielded collider.
+            both ways, the marks make a directed cycle, or they force a further unshielded collider.
     """
     pairs = {(min(pair), max(pair)) for pair in skeleton_pairs}
     arrows: dict[Pair, str] = {}

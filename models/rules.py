@@ -102,8 +102,7 @@ class CausalRuleSet:
 
         Raises:
             ConfigurationError: the edges make a cycle, which is named. Feedback over time (a now, b later, a
-            later
-                still) is a cycle only with ``lagged``.
+                later still) is a cycle only with ``lagged``.
         """
         return CausalGraph.dag(self._edges(0.0, lagged), self.names)
 

@@ -7,8 +7,8 @@ its squared norm is Σ_j ‖g[r, j]‖² (‖a[r, j]‖² + 1). One forward and 
 per-record gradient is ever stored.
 
 Guarantee, per step: a Poisson-subsampled Gaussian mechanism (add or remove one record) of noise multiplier
-z and rate q. The sum of clipped gradients moves by at most `clip` in L2 (to the rounding of the model's
-dtype) when a record comes or goes; the divisor, the number of steps and every shape are public.
+z and rate q. The sum of clipped gradients moves by at most `clip` in L2 (to the rounding of
+float64) when a record comes or goes; the divisor, the number of steps and every shape are public.
 """
 
 from __future__ import annotations
@@ -74,36 +74,34 @@ class PrivateSteps:
 def clipped_gradient(
     model: Trainable, batch: Tensor, clip: float, units: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The sum over records of their gradients, each clipped to L2 norm `clip`, and the norms before
-    clipping.
+    """The sum of the records' gradients, each clipped to L2 norm `clip`, and their norms before that.
 
     `units`, one (d,) tensor of positive scales for each layer, measures the parameters of node j in
     units[j]: gradients, and so norms, are those in these units. Badly scaled nodes then neither drown the
     others nor diverge.
 
-    Shapes: batch (n, d), sum (k,) in the order of `named_parameters`, norms (n,). n = 0 gives zeros. A
-    record whose norm is not finite contributes nothing. Raises MisuseError for a model with parameters
-    outside `NodeLinear` layers, or with a layer that a forward pass uses more or less than once: the closed
-    form would be wrong.
+    Shapes: batch (n, d), sum (k,) in the order of `named_parameters`, norms (n,), both float64 so that the
+    bound does not suffer from rounding. n = 0 gives zeros. A record whose norm is not finite contributes
+    nothing. Raises MisuseError for a model with parameters outside `NodeLinear` layers, or with a layer
+    that a forward pass uses more or less than once: the closed form would be wrong.
     """
     layers = _layers(model)
     if len(batch) == 0:
-        return torch.zeros(sum(p.numel() for _, p in model.named_parameters())), torch.zeros(0)
+        return torch.zeros_like(_vector(model)), torch.zeros(0, dtype=torch.float64)
     inputs, slopes = _backward(model, layers, batch)
     scales = units if units is not None else [torch.ones(1)] * len(layers)
-    pairs = [(a, g * u.to(g.dtype)[:, None]) for a, g, u in zip(inputs, slopes, scales, strict=True)]
-    norms = (
-        torch.stack([(g.square().sum(2) * (a.square().sum(2) + 1)).sum(1) for a, g in pairs]).sum(0).sqrt()
-    )
-    finite = torch.isfinite(norms)
-    factor = torch.where(finite, (clip / norms).clamp(max=1.0), 0.0)[:, None, None]
+    pairs = [
+        (a.double(), g.double() * u.double()[:, None]) for a, g, u in zip(inputs, slopes, scales, strict=True)
+    ]
+    squares = [(g.square().sum(2) * (a.square().sum(2) + 1)).sum(1) for a, g in pairs]
+    norms = torch.stack(squares).sum(0).sqrt()
+    finite = torch.isfinite(norms)[:, None, None]
+    factor = (clip / norms).clamp(max=1.0)[:, None, None]
     parts: dict[int, Tensor] = {}
     for layer, (a, g) in zip(layers, pairs, strict=True):
-        weighted = torch.where(finite[:, None, None], g * factor, 0.0)
-        parts[id(layer.weight)] = torch.einsum(
-            "ndo,ndi->doi", weighted, torch.where(finite[:, None, None], a, 0.0)
-        )
-        parts[id(layer.bias)] = weighted.sum(0)
+        clipped = torch.where(finite, g * factor, 0.0)
+        parts[id(layer.weight)] = torch.einsum("ndo,ndi->doi", clipped, torch.where(finite, a, 0.0))
+        parts[id(layer.bias)] = clipped.sum(0)
     return torch.cat([parts[id(p)].flatten() for _, p in model.named_parameters()]), norms
 
 
@@ -117,24 +115,22 @@ def private_steps(
     support: Mapping[str, Tensor] | None = None,
     penalty: Penalty | None = None,
 ) -> Tensor:
-    """The change of the parameters after `steps.count` noised steps: float32 (k,), in the order of
-    `named_parameters`.
+    """The change of the parameters after `steps.count` noised steps, float32 (k,).
 
-    `model` is left as it was. `rows` is (n, d) in the model's units, for any n including 0; a step whose
-    sample is empty is noised like any other. `noise` defaults to the operating system's entropy. `units`
-    are those of `clipped_gradient`: public scales in which gradients are clipped, noised and stepped.
-    `support` names, for some parameters, the entries (bool, of their shape) that data can move at all; the
-    others get no noise either, and stay. `penalty` is a function of the parameters alone; its gradient is
-    applied after each noised step, and costs no privacy.
+    The order is that of `named_parameters`; `model` is left as it was. `rows` is (n, d) in the model's
+    units, for any n including 0; a step whose sample is empty is noised like any other. `noise` defaults to
+    the operating system's entropy. `units` are those of `clipped_gradient`: public scales in which
+    gradients are clipped, noised and stepped. `support` names, for some parameters, the entries (bool, of
+    their shape) that data can move at all; the others get no noise either, and stay. `penalty` is a
+    function of the parameters alone; its gradient is applied after each noised step, and costs no privacy.
     """
     noise, model = noise or NoiseSource.from_os(), copy.deepcopy(model)
     start, live, unit = _vector(model), _live(model, support or {}), _unit(model, units)
     for _ in range(steps.count):
-        total, _norms = clipped_gradient(
-            model, rows[noise.poisson_mask(steps.rate, len(rows))], steps.clip, units
-        )
+        batch = rows[noise.poisson_mask(steps.rate, len(rows))]
+        total, _norms = clipped_gradient(model, batch, steps.clip, units)
         drawn = noise.normal((int(live.sum()),)) * (steps.noise_multiplier * steps.clip)
-        total = torch.where(live, total.double(), 0.0)
+        total = torch.where(live, total, 0.0)
         total[live] += drawn
         _move(model, -steps.learning_rate / steps.denominator * unit * total)
         if penalty is not None:

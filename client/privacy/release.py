@@ -27,13 +27,12 @@ _EXACT = 1 << 53  # float64 adds and multiplies integers exactly up to here
 def release_evidence(
     frame: pd.DataFrame, dictionary: Dictionary, sigma: int, noise: NoiseSource | None = None
 ) -> NDArray[np.int64]:
-    """The noisy upper triangle of M, row-major with the diagonal, in lattice units: int64 `(p(p+1)/2,)`, p
-    = d + 1.
+    """The noisy upper triangle of M, row-major with the diagonal: int64 `(p(p+1)/2,)`, p = d + 1.
 
-    ``sigma`` is a positive integer in lattice units; ``noise`` defaults to a fresh source of the operating
-    system's entropy. The shape depends on the dictionary alone, and no single record can make the release
-    fail: values outside the bounds, missing or unreadable are mapped into them (`conform`). A missing
-    column is a DataError.
+    Entries are in lattice units, and so is `sigma`, a positive integer. `noise` defaults to a fresh source
+    of the operating system's entropy. The shape depends on the dictionary alone, and no single record can
+    make the release fail: values outside the bounds, missing or unreadable are mapped into them
+    (`conform`). A missing column is a DataError.
     """
     if sigma < 1:
         raise MisuseError(
@@ -46,8 +45,9 @@ def release_evidence(
 
 
 def exact_moments(frame: pd.DataFrame, dictionary: Dictionary) -> NDArray[np.int64]:
-    """M = Σ x xᵀ over the clipped lattice rows, exactly, int64 `(p, p)`. Private: it must not leave the
-    node un-noised.
+    """M = Σ x xᵀ over the clipped lattice rows, exactly: int64 `(p, p)`.
+
+    Private: it must not leave the node without noise. No records give zeros.
     """
     p, bound = len(dictionary.names) + 1, dictionary.clip * dictionary.lattice**2
     moments = np.zeros((p, p), dtype=np.int64)
@@ -58,9 +58,7 @@ def exact_moments(frame: pd.DataFrame, dictionary: Dictionary) -> NDArray[np.int
         raise GuaranteeError(
             f"A clipped record exceeds the squared norm {bound:g}: the feature map breaks its own bound."
         )
-    block = max(
-        1, int(_EXACT // bound)
-    )  # so many rows cannot sum past 2^53: the fast float product is then exact
+    block = max(1, int(_EXACT // bound))  # rows that cannot sum past 2^53: the fast float product is exact
     for start in range(0, len(rows), block):
         part = rows[start : start + block].astype(np.float64)
         moments += (part.T @ part).astype(np.int64)

@@ -4,7 +4,7 @@ A search over orders of the variables. Of an order, each variable takes its pare
 growing a set while the score rises and then shrinking it; a grow-shrink tree remembers every set it met. One
 move takes a variable out and puts it where the whole order scores best; moves go on until none helps. Local
 optima decide how good the outcome is, so the search starts anew from random orders and keeps the best; all
-starts share the trees.
+starts share the trees. Greedy growth cannot see parents that help together but none of them alone.
 
 The score of j with parents pa is the Gaussian BIC, read off the correlation matrix::
 
@@ -57,8 +57,9 @@ def boss(
 
     Raises:
         MisuseError: restarts below 1 or a penalty that is not positive.
-        DataError: exact evidence whose variables are linearly dependent, or evidence worth fewer than 3
-        records. ConfigurationError: the knowledge names unknown variables.
+        DataError: exact evidence whose variables are linearly dependent, evidence worth fewer than 3 records,
+            or noise that leaves no residual variance beside the required parents.
+        ConfigurationError: the knowledge names unknown variables.
     """
     if restarts < 1 or (penalty is not None and not 0 < penalty < math.inf):
         raise MisuseError(
@@ -73,6 +74,11 @@ def boss(
         order, score = _climb(scores, start)
         if score > best_score + NEAR:
             best, best_score = order, score
+    if names and best_score == -math.inf:
+        raise DataError(
+            "Noise leaves no residual variance beside the required parents. "
+            "Require fewer, or use more records."
+        )
     return _discovery(scores, best, names, evidence.names, knowledge)
 
 
@@ -121,7 +127,9 @@ class _Scores:
             return [], np.empty(0)
         inverse = np.linalg.inv(self.correlation[np.ix_(members, members)])
         weights = inverse @ self.correlation[members, j]
-        variance = 1 - self.correlation[members, j] @ weights
+        variance = float(1 - self.correlation[members, j] @ weights)
+        if variance <= _SINGULAR:
+            return [], np.empty(0)
         gain = self.cost - self.count * np.log1p(weights**2 / (inverse.diagonal() * variance))
         free = [i for i, member in enumerate(members) if not self.required[j] >> member & 1]
         return [members[i] for i in free], gain[free]

@@ -13,7 +13,7 @@ import torch
 
 from causaldao.errors import CausalDAOError, DataError, MisuseError
 from causaldao.models.discovery.evidence import Dictionary, Evidence, Variable
-from causaldao.models.effects import Effect, average_effect, effect_set, least_squares
+from causaldao.models.effects import Effect, average_effect, effect_set, influence, least_squares
 from causaldao.models.graph import CausalGraph
 from causaldao.models.pattern import cpdag_of
 from tests.counts import count
@@ -121,6 +121,21 @@ def test_the_residual_vector_leaves_nothing_that_the_predictors_explain() -> Non
         (evidence.moments @ fit.residual)[[0, 1, 2]], torch.zeros(3, dtype=torch.float64), atol=1e-9
     )
     assert fit.residual_squares == pytest.approx(float(fit.residual @ evidence.moments @ fit.residual))
+
+
+def test_the_influence_is_the_derivative_of_the_estimate_in_the_moments() -> None:
+    rng = np.random.default_rng(17)
+    evidence = evidence_of(rows_of(rng, 400))
+    evidence = dataclasses.replace(evidence, half=torch.tensor([4.0, 0.5, 30.0, 1.0], dtype=torch.float64))
+    found, draw = influence(evidence, "t", "y", ["c"]), torch.from_numpy(rng.normal(size=(5, 5)))
+    step = 1e-5 * (draw + draw.T)
+    up, down = (
+        average_effect(dataclasses.replace(evidence, moments=evidence.moments + sign * step), "t", "y", ["c"])
+        for sign in (1, -1)
+    )
+    assert float((found.gradient * step).sum()) == pytest.approx((up.estimate - down.estimate) / 2, rel=1e-5)
+    sampling = average_effect(evidence, "t", "y", ["c"]).sampling_error
+    assert found.variance_per_record == pytest.approx(400 * sampling**2)
 
 
 def test_a_constant_treatment_is_refused_with_its_eigenvalue() -> None:

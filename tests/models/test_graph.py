@@ -93,7 +93,7 @@ def test_topological_order_breaks_ties_by_the_order_of_the_nodes() -> None:
 
 def test_an_unknown_node_or_an_undefined_question_is_misuse() -> None:
     graph = CausalGraph.cpdag(undirected=[("a", "b")])
-    with pytest.raises(MisuseError, match="'zz' is not a node.*a, b"):
+    with pytest.raises(MisuseError, match=r"'zz' is not a node.*a, b"):
         graph.parents("zz")
     with pytest.raises(MisuseError, match="separation is not defined for a - b"):
         graph.d_separated("a", "b")

@@ -71,9 +71,9 @@ def test_a_cycle_at_offset_zero_is_named_and_feedback_over_time_is_none() -> Non
         CausalRule("tar", "tar", 0.5, offset=1)
     )
     assert feedback.to_graph() == RULES.to_graph()
-    with pytest.raises(ConfigurationError, match="cycle: .*cancer -> smoking"):
+    with pytest.raises(ConfigurationError, match=r"cycle: .*cancer -> smoking"):
         feedback.to_graph(lagged=True)
-    with pytest.raises(ConfigurationError, match="cycle: .*cancer -> smoking"):
+    with pytest.raises(ConfigurationError, match=r"cycle: .*cancer -> smoking"):
         RULES.add(CausalRule("cancer", "smoking")).to_graph()
     assert ("tar", "pain") in CausalRuleSet((CausalRule("tar", "pain", 1, 2),)).to_graph(lagged=True).directed
 

@@ -68,7 +68,7 @@ def neural(seed: int = 0, dtype: torch.dtype = torch.float32, bend: float = 0.0)
     generator = torch.Generator().manual_seed(seed)
     model = NeuralSCM.from_linear(linear(), hidden=5, generator=generator, dtype=dtype)
     with torch.no_grad():
-        model.head.weight += bend * torch.randn(model.head.weight.shape, generator=generator, dtype=dtype)
+        model.head.weight.add_(bend * torch.randn(model.head.weight.shape, generator=generator, dtype=dtype))
     return model
 
 
@@ -338,7 +338,7 @@ def test_a_state_does_not_change_with_the_model_it_was_taken_from() -> None:
     again = NeuralSCM.from_state(tensors, meta)
     with torch.no_grad():
         for each in (model, again):
-            each.linear.weight += 1.0
+            each.linear.weight.add_(1.0)
     assert all((tensors[name] == before[name]).all() for name in tensors)
 
 

@@ -186,6 +186,12 @@ def test_the_lifetime_cap_holds_over_studies_by_the_name_of_the_data_set(journal
     assert journal.spent("ward", DELTA, study="b") < journal.spent("ward", DELTA) == lifetime.epsilon
 
 
+def test_what_other_studies_spent_does_not_count_against_a_study(journal: Journal) -> None:
+    tight = Cap(epsilon_of(EVIDENCE, DELTA) * 1.2, DELTA)
+    for study in "bc":
+        assert journal.release(key(study=study), EVIDENCE, tight, AMPLE, lambda: b"noisy") == b"noisy"
+
+
 def test_each_cap_is_judged_at_its_own_delta(journal: Journal) -> None:
     at_study, at_lifetime = epsilon_of(EVIDENCE, 1e-5), epsilon_of(EVIDENCE, 1e-9)
     assert at_study < at_lifetime

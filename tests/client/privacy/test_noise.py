@@ -131,6 +131,7 @@ def test_normal_draws_are_normal_and_uncorrelated() -> None:
     drawn = NoiseSource.simulated(SEED).normal((DRAWS // 10, 10))
     assert drawn.dtype == torch.float64
     assert stats.kstest(drawn.flatten().numpy(), "norm").pvalue > 1e-3
+    assert 1e-3 < stats.chi2.cdf(float(drawn.square().sum()), df=drawn.numel()) < 1 - 1e-3
     between = torch.corrcoef(drawn.T) - torch.eye(10)
     assert float(between.abs().max()) < 5 / math.sqrt(DRAWS / 10)
 

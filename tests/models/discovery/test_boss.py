@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from causaldao.errors import ConfigurationError, DataError, MisuseError
-from causaldao.models.discovery import boss as boss_module
 from causaldao.models.discovery import discover
-from causaldao.models.discovery.boss import _scores, _total, boss
+from causaldao.models.discovery.boss import PENALTY_NOISY, _members, _Scores, _scores, _total, boss
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
@@ -56,15 +55,19 @@ def _bic(evidence: Evidence, dag: CausalGraph, penalty: float) -> float:
     return total
 
 
-def test_the_best_of_all_orders_is_found_and_its_score_is_the_bic() -> None:
-    for seed in range(count(8, 60)):
+def test_the_best_of_all_orders_is_hardly_ever_missed_and_its_score_is_the_bic() -> None:
+    missed, seeds = 0, count(8, 60)
+    for seed in range(seeds):
         rng = np.random.default_rng(seed)
         evidence = Evidence.from_data(sample(rng, weights(rng, 5, 3, low=0.1, high=0.6), 120))
         scores = _scores(evidence, None, NONE)
         best = max(_total(scores, list(order)) for order in permutations(range(5)))
         found = extension(boss(evidence).graph)
         assert found is not None
-        assert _bic(evidence, found, 2.0) == pytest.approx(best, abs=1e-6)
+        score = _bic(evidence, found, 2.0)
+        assert score <= best + 1e-6
+        missed += score < best - 1e-6
+    assert missed <= seeds // 30, "a local optimum that twelve restarts do not leave"
 
 
 def test_hardly_ever_does_any_dag_on_four_variables_score_better() -> None:
@@ -113,31 +116,31 @@ def test_more_restarts_never_score_worse() -> None:
     assert gained, "restarts that never help would not be worth their time"
 
 
-def test_noise_makes_the_penalty_stronger_so_that_it_is_not_taken_for_edges() -> None:
-    default, light, sure = 0, 0, 0
-    for seed in range(count(5, 20)):
+def test_noise_makes_the_penalty_heavier_so_that_it_is_not_taken_for_edges() -> None:
+    default = light = heavy = 0
+    for seed in range(count(4, 20)):
         rng = np.random.default_rng(seed)
-        matrix = weights(rng, 10, 2, low=0.5, high=0.9)
-        evidence = noisy(Evidence.from_data(sample(rng, matrix, 20_000)), 300.0, rng)
+        matrix = weights(rng, 20, 4, low=0.4, high=0.9)
+        evidence = noisy(Evidence.from_data(sample(rng, matrix, 5000)), 84.0, rng)
         truth = cpdag_of(dag_of(matrix))
-        default += shd(boss(evidence).graph, truth)
-        light += shd(boss(evidence, penalty=2.0).graph, truth)
-        sure += shd(boss(evidence, penalty=boss_module.PENALTY_NOISY).graph, truth)
-    assert default == sure
-    assert default < light
+        default += shd(boss(evidence, restarts=3).graph, truth)
+        light += shd(boss(evidence, restarts=3, penalty=2.0).graph, truth)
+        heavy += shd(boss(evidence, restarts=3, penalty=PENALTY_NOISY).graph, truth)
+    assert default == heavy
+    assert default < light / 2
 
 
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
     """Every (parent, child) that a score was computed for."""
     seen: set[tuple[int, int]] = set()
-    given = boss_module._Scores._given
+    given = _Scores._given
 
     def spy(self: Any, j: int, parents: int, columns: list[int]) -> Any:
-        seen.update((i, j) for i in [*boss_module._members(parents), *columns])
+        seen.update((i, j) for i in [*_members(parents), *columns])
         return given(self, j, parents, columns)
 
-    monkeypatch.setattr(boss_module._Scores, "_given", spy)
+    monkeypatch.setattr(_Scores, "_given", spy)
     return seen
 
 
@@ -185,11 +188,18 @@ def test_evidence_that_cannot_be_scored_is_refused() -> None:
     rng = np.random.default_rng(0)
     frame = sample(rng, np.zeros((3, 3)), 100)
     frame["sum"] = frame["v00"] + frame["v01"]
-    with pytest.raises(DataError, match="v00, v01, v02.*linearly dependent"):
+    with pytest.raises(DataError, match=r"v00, v01, v02.*linearly dependent"):
         boss(Evidence.from_data(frame))
     drowned = Evidence(("a", "b"), 100 * torch.eye(3, dtype=torch.float64), noise=1e4)
     with pytest.raises(DataError, match="after noise"):
         boss(drowned)
+
+
+def test_noise_that_leaves_no_variance_makes_no_parent() -> None:
+    impossible = torch.tensor([[100.0, 0, 0], [0, 100, 120], [0, 120, 100]], dtype=torch.float64)
+    assert not boss(Evidence(("a", "b"), impossible, noise=30.0)).graph.edges
+    with pytest.raises(DataError, match="required parents"):
+        boss(Evidence(("a", "b"), impossible, noise=30.0), knowledge=Knowledge({("a", "b")}))
 
 
 def test_misuse_is_told_with_the_choices() -> None:

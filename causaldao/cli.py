@@ -1,0 +1,36 @@
+"""`causaldao audit`: recompute every decision in a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from causaldao.console import command
+
+audit_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@audit_app.command()
+def audit(
+    bundle: Annotated[Path, typer.Argument(help="The bundle file.")],
+    policy: Annotated[Path, typer.Option(help="The keys you trust; get it by another way than the bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")] = False,
+) -> None:
+    """Verify BUNDLE, then recompute pool, proposal, ballots, adoption, effects and aggregates. Exit status 1 if one does not follow."""
+    with command(as_json) as output:
+        from causaldao.audit import audit
+        from causaldao.ledger.cli import verified
+
+        report = verified(bundle, policy)
+        result = audit(report)
+        result.require()
+        data = {
+            "root": report.root, "size": report.size, "policy": report.policy_fingerprint, "checked": result.checked,
+            "unchecked": result.unchecked,
+        }  # fmt: skip
+        lines = [f"every decision follows from what was recorded ({report.size} entries, root {report.root[:16]})"]
+        lines += [f"  recomputed: {what}" for what in result.checked]
+        lines += [f"  NOT checked: {what}" for what in result.unchecked]
+        output.emit(data, "\n".join([*lines, f"  policy fingerprint {report.policy_fingerprint}"]))

@@ -1,0 +1,193 @@
+"""Questions to one table or to a finished run: `causaldao discover`, `effect`, `do`, `counterfactual`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from causaldao.console import command
+from causaldao.errors import ConfigurationError, DataError, MisuseError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from causaldao.models.scm import NeuralSCM
+
+discover_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+effect_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+do_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+counterfactual_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")]
+Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
+Sets = Annotated[list[str], typer.Option("--set", help="NAME=VALUE, in the model's units (after a variable's transform).")]
+
+
+@discover_app.command()
+def discover(
+    data: Annotated[Path, typer.Argument(help="A CSV or Parquet file of numbers.")],
+    method: Annotated[str, typer.Option(help="boss or pc.")] = "boss",
+    knowledge: Annotated[Path | None, typer.Option(help="A TOML file: required, forbidden, tiers.")] = None,
+    alpha: Annotated[float, typer.Option(help="Test level of pc.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of the restarts of boss.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Find a causal graph in one table. The rows stay in this process."""
+    with command(as_json) as output:
+        import torch
+
+        from causaldao.models.discovery import discover
+        from causaldao.models.discovery.evidence import Evidence
+        from causaldao.models.knowledge import NONE, Knowledge
+
+        known = NONE if knowledge is None else Knowledge.from_toml(_text(knowledge))
+        options: dict[str, Any] = {"alpha": alpha} if method == "pc" else {}
+        if method == "boss":
+            options = {"generator": torch.Generator().manual_seed(seed)}
+        graph = discover(Evidence.from_data(_table(data)), method, known, **options)
+        output.emit({"method": method, "graph": graph.to_json()}, "\n".join(str(edge) for edge in sorted(graph.edges)) or "no edges")
+
+
+@effect_app.command()
+def effect(
+    source: Annotated[Path, typer.Argument(help="A CSV or Parquet file, or the folder of a run.")],
+    treatment: Annotated[str, typer.Option(help="The variable that is set.")],
+    outcome: Annotated[str, typer.Option(help="The variable that answers.")],
+    graph: Annotated[Path | None, typer.Option(help="A graph (JSON) that says what to adjust for.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The average effect of a treatment, with its standard error and interval."""
+    with command(as_json) as output:
+        found = _run_effects(source, treatment, outcome) if source.is_dir() else _table_effects(source, graph, treatment, outcome)
+        lines = [
+            f"{treatment} -> {outcome} given {', '.join(e['adjustment']) or 'nothing'}: {e['estimate']:+.4f} "
+            f"[{e['interval'][0]:+.4f}, {e['interval'][1]:+.4f}]"
+            for e in found
+        ]
+        output.emit({"effects": found}, "\n".join(lines))
+
+
+@do_app.command("do")
+def intervene(
+    run: Run,
+    assignments: Sets,
+    target: Annotated[str, typer.Option(help="The variable whose distribution is asked for.")],
+    samples: Annotated[int, typer.Option(help="Monte Carlo rows.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the rows.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """What the target would be, on average, if the given variables were set."""
+    with command(as_json) as output:
+        import torch
+
+        model = _model(run)
+        if target not in model.names:
+            raise MisuseError(f"There is no variable {target!r}; the model has {', '.join(model.names)}.")
+        if samples < 2:
+            raise MisuseError(f"samples = {samples} must be 2 or more.")
+        rows = model.sample(samples, _assignments(assignments), torch.Generator().manual_seed(seed))
+        values = rows[:, model.names.index(target)]
+        low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=values.dtype)).tolist()
+        mean, error = float(values.mean()), float(values.std()) / samples**0.5
+        data = {"target": target, "mean": mean, "monte_carlo_error": error, "quantiles": {"0.05": low, "0.95": high}}
+        text = f"{target}: mean {mean:.4f} (Monte Carlo error {error:.4f}), 90 % of values in [{low:.4f}, {high:.4f}]"
+        output.emit(data, text)
+
+
+@counterfactual_app.command()
+def counterfactual(
+    run: Run,
+    row: Annotated[Path, typer.Argument(help="A JSON object: each variable's value, in the model's units.")],
+    assignments: Sets,
+    as_json: Json = False,
+) -> None:
+    """What this record would have been, had the given variables been set (abduction, action, prediction)."""
+    with command(as_json) as output:
+        import torch
+
+        model = _model(run)
+        factual = _row(row, model.names)
+        changed = model.counterfactual(torch.tensor([factual], dtype=torch.float64), _assignments(assignments))[0].tolist()
+        both = {name: {"factual": f, "counterfactual": c} for name, f, c in zip(model.names, factual, changed, strict=True)}
+        lines = [f"{name}: {v['factual']:.4f} -> {v['counterfactual']:.4f}" for name, v in both.items()]
+        output.emit({"variables": both}, "\n".join(lines))
+
+
+def _table(path: Path) -> pd.DataFrame:
+    from causaldao.client.data.sources import read
+
+    frame = read(path)
+    wrong = [str(name) for name in frame.columns if frame[name].dtype.kind not in "iufb"]
+    if wrong:
+        raise DataError(f"The columns {wrong} of {path} are not numbers: drop them, or code them as 0 and 1.")
+    return frame
+
+
+def _table_effects(source: Path, graph: Path | None, treatment: str, outcome: str) -> list[dict[str, Any]]:
+    from causaldao.models.discovery.evidence import Evidence
+    from causaldao.models.effects import average_effect, effect_set
+    from causaldao.models.graph import CausalGraph
+
+    evidence = Evidence.from_data(_table(source))
+    if graph is None:
+        return [_effect(average_effect(evidence, treatment, outcome))]
+    return [_effect(e) for e in effect_set(evidence, CausalGraph.from_json(_json(graph)), treatment, outcome)]
+
+
+def _effect(found: Any) -> dict[str, Any]:
+    return {**vars(found), "adjustment": list(found.adjustment), "interval": list(found.interval)}
+
+
+def _run_effects(run: Path, treatment: str, outcome: str) -> list[dict[str, Any]]:
+    result = _json(run / "result.json")
+    found = [e for e in result["effects"] if (e["treatment"], e["outcome"]) == (treatment, outcome)]
+    if not found:
+        asked = ", ".join(f"{e['treatment']} -> {e['outcome']}" for e in result["effects"]) or "none"
+        raise MisuseError(f"The run in {run} estimated no effect {treatment} -> {outcome}; it has: {asked}.")
+    return found
+
+
+def _model(run: Path) -> NeuralSCM:
+    from causaldao.models.scm import NeuralSCM
+
+    return NeuralSCM.load(run / "model.safetensors")
+
+
+def _assignments(texts: list[str]) -> dict[str, float]:
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise MisuseError(f"Expected --set NAME=NUMBER, but got {text!r}.")
+    return values
+
+
+def _row(path: Path, names: tuple[str, ...]) -> list[float]:
+    value = _json(path)
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise DataError(f"The record in {path} must be a JSON object with exactly the variables {', '.join(names)}.")
+    wrong = [name for name in names if isinstance(value[name], bool) or not isinstance(value[name], int | float)]
+    if wrong:
+        raise DataError(f"The values of {wrong} in {path} are not numbers.")
+    return [float(value[name]) for name in names]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not valid JSON: {error}.") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.") from error

@@ -1,0 +1,85 @@
+"""`causaldao simulate` and `causaldao bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from causaldao.console import command
+
+simulate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+bench_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")]
+
+
+@simulate_app.command()
+def simulate(
+    study: Annotated[Path, typer.Argument(help="A study file (TOML), or the name of a scenario such as rand-hie.")],
+    out: Annotated[Path, typer.Option(help="The folder of the run.")],
+    members: Annotated[int, typer.Option(help="How many institutions.")] = 10,
+    liars: Annotated[int, typer.Option(help="How many of them lie.")] = 0,
+    attack: Annotated[str, typer.Option(help="How they lie: forge, forge-rows, flip-updates, quiet.")] = "forge",
+    rule: Annotated[str, typer.Option(help="Aggregation rule of pool and updates, instead of the study's.")] = "",
+    faulty: Annotated[int, typer.Option(help="Fault bound f, instead of the study's.")] = -1,
+    seed: Annotated[int, typer.Option(help="Of the split, the liars and the simulated noise.")] = 0,
+    data: Annotated[str, typer.Option(help="A CSV or Parquet file, or a data set's name; the study's name if left out.")] = "",
+    engine: Annotated[str, typer.Option(help="inline: one process, no Ray.")] = "inline",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a study over simulated institutions, from one table dealt to them at random."""
+    with command(as_json) as output:
+        from causaldao.errors import MisuseError
+        from causaldao.server.progress import Progress
+        from causaldao.simulations.federation import Setting, simulate
+        from causaldao.simulations.scenarios import load_study, load_table
+
+        if engine != "inline":
+            raise MisuseError(f"There is no engine {engine!r} in this version: use --engine inline.")
+        chosen = load_study(study, rule=rule or None, faulty=faulty if faulty >= 0 else None)
+        setting = Setting(members, liars, attack, seed)
+        with Progress(quiet=as_json) as progress:
+            result = simulate(chosen, load_table(data or chosen.name), out, setting, resume=resume, progress=progress)
+        output.emit({"out": str(out), "result": result}, lambda: summary(result, out))
+
+
+@bench_app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="engine")],
+    members: Annotated[int, typer.Option(help="Members of the federation.")] = 100,
+    parameters: Annotated[int, typer.Option(help="Parameters of the model.")] = 100_000,
+    repeats: Annotated[int, typer.Option(help="Pairs of which the median is taken.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Run a benchmark and print its medians."""
+    with command(as_json) as output:
+        from causaldao.simulations.benchmarks import run
+
+        result = run(name, members=members, parameters=parameters, repeats=repeats)
+        output.emit(result, lambda: "\n".join(f"{key}: {value}" for key, value in result.items()))
+
+
+def summary(result: dict[str, Any], out: Path) -> str:
+    """The run in a few lines, for people."""
+    lines = [f"{result['study']['question']}"]
+    for effect in result["effects"]:
+        low, high = effect["interval"]
+        pooled = "" if effect["pooled"] is None else f"; pooled, not private: {effect['pooled']:+.4f}"
+        lines.append(
+            f"  {effect['treatment']} -> {effect['outcome']}: {effect['estimate']:+.4f} [{low:+.4f}, {high:+.4f}]{pooled}"
+        )
+    for status in ("accused", "excluded", "quarantined", "absent"):
+        names = [member["name"] for member in result["members"] if member["status"] == status]
+        if names:
+            lines.append(f"  {status}: {', '.join(names)}")
+    if result["simulation"] and result["simulation"]["liars"]:
+        lines.append(f"  liars in truth: {', '.join(result['simulation']['liars'])}")
+    spent = max(result["privacy"]["spent"].values(), default=0.0)
+    noise = " (simulated noise: not private)" if result["simulation"]["noise"] == "simulated" else ""
+    lines.append(f"  privacy: epsilon {spent:.3f} of {result['privacy']['epsilon']:g} at delta {result['privacy']['delta']:g}{noise}")
+    lines.append(f"  graph: {len(result['graph']['pattern']['edges'])} edges, {len(result['contested'])} marks contested")
+    lines.append(f"  ledger: {result['ledger']['size']} entries, root {result['ledger']['root'][:16]}")
+    return "\n".join([*lines, f"  report: {out / 'report.html'}"])
