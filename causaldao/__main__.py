@@ -57,7 +57,10 @@ class _Lazy(TyperGroup):
             formatter.write_dl([("--version", "Show the version."), ("--help", "Show this message.")])
 
 
-app = typer.Typer(cls=_Lazy, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+# A traceback must never show local variables: on a node they are rows.
+app = typer.Typer(
+    cls=_Lazy, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 
 
 def _version(asked: bool) -> None:

@@ -1,34 +1,51 @@
 """The audit: recompute from a bundle what the coordinator decided, and name what does not follow.
 
 `ledger verify` shows that nothing was altered after it was signed; it cannot show that what was signed is right. Here the
-pool, the proposal, each ballot, the adoption, the effects and the Gram-rule aggregates are computed again from what the
-members said. Limits, said plainly: an aggregate is checked from the logged Gram matrix to its weights (with the updates
-in the bundle, from the updates to the Gram matrix and the model too); a coordinate rule without the updates is reported
-as not checked.
+pool, the proposal, each ballot, the adoption, the effects, the Gram-rule aggregates and the losses are computed again
+from what the members said, and the study must have taken its course: who was at the roll call, spoke, voted and spent is
+who signed. Limits, said plainly: an aggregate is checked from the logged Gram matrix to its weights (with the updates in
+the bundle, from the updates to the Gram matrix), not to the model that it makes; a coordinate rule without the updates is
+reported as not checked, and so is a member who is missing with no complaint that says why: that a word was withheld can
+be known only to the member who gave it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 
-from causaldao.aggregation import RULES, aggregate, weights_from_gram
-from causaldao.ballots import Ballot, Proposal, recheck
+from causaldao.aggregation import RULES, aggregate, require, weights_from_gram
+from causaldao.ballots import Ballot, Proposal, marks_of, recheck
 from causaldao.budget import plan
-from causaldao.decisions import decide_adoption, decide_pool, decide_proposal, estimate_effects, update_size
+from causaldao.decisions import (
+    decide_adoption,
+    decide_pool,
+    decide_proposal,
+    estimate_effects,
+    first_model,
+    update_size,
+)
 from causaldao.errors import CausalDAOError, Finding
 from causaldao.ledger.verify import Line, Report
+from causaldao.members import quorum
 from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.graph import CausalGraph
 from causaldao.pool import Pool
-from causaldao.signing import peek
+from causaldao.signing import Statement, digest, peek
 from causaldao.study import Study
 
 TOLERANCE = 1e-6  # relative: linear algebra of another machine may differ in the last digits, a decision may not
+ROUNDING = 1e-9  # absolute, for values that cancel to about zero
+BEFORE, AFTER = ("proposed", "approved", "roll-call", "evidence", "ballots", "adopted"), ("evaluated", "released", "closed")
+ORDER = ("study.approved", "evidence", "pool", "ballot", "study.ballots", "adopt", "update", "release")  # none before what it rests on
+DECISIONS = {"evidence": "pool", "adopted": "adopt", "training": "aggregate", "released": "release"}
 
 
 @dataclass(frozen=True)
@@ -63,10 +80,14 @@ def audit(report: Report) -> Audit:
     """Audit a verified bundle. Never raises for what the bundle holds: everything wrong becomes a fault."""
     result = Audit()
     case = _Case(report)
-    if case.study is None:
-        result.faults.append(Fault(0, "no entry carries the study that its hash names"))
+    try:
+        known = case.study is not None
+    except CausalDAOError:
+        known = False
+    if not known:
+        result.faults.append(Fault(case.last, "no entry carries the study that its hash names"))
         return result
-    for check in (_budget, _pool, _proposal, _ballots, _adoption, _aggregates):
+    for check in (_course, _people, _budget, _pool, _proposal, _ballots, _adoption, _aggregates, _losses):
         try:
             check(case, result)
         except (CausalDAOError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -87,6 +108,20 @@ class _Case:
             if line.kind == kind:
                 self.last = line.index
                 yield line
+
+    def words(self, kind: str, round: int | None = None) -> dict[str, tuple[Line, Statement]]:
+        """What members said under a kind, by member: the entry and the statement, which must be one of that kind, round
+        and study; the verifier has checked the signature."""
+        entries = self.lines("privacy.spend" if kind == "evaluation" else kind)
+        found = {}
+        for line in [entry for entry in entries if "envelope" in entry.body]:
+            self.last, body = line.index, line.body
+            said = peek(body["envelope"].encode())
+            if (said.member, said.kind, said.round, said.study) != (body["member"], kind, body["round"], self.given.hash):
+                raise ValueError(f"{said.member} signed {said.kind!r} of round {said.round}: another word than the entry's")
+            if round in (None, said.round):
+                found[said.member] = (line, said)
+        return found
 
     def one(self, kind: str) -> Line | None:
         """The only entry of a kind; two are a fault of their own."""
@@ -129,23 +164,105 @@ class _Case:
 
     @cached_property
     def ballots(self) -> dict[str, tuple[int, Ballot]]:
-        """By member: the entry and the ballot its member signed."""
+        """By member: the entry and the ballot its member signed; those that are no ballots on the proposal left out."""
         assert self.proposal is not None
         found = {}
-        for line in self.lines("ballot"):
-            statement = peek(line.body["envelope"].encode())
-            found[statement.member] = (line.index, Ballot.from_json(statement.body, self.proposal))
+        for member, (line, said) in self.words("ballot").items():
+            with suppress(CausalDAOError):
+                found[member] = (line.index, Ballot.from_json(said.body, self.proposal))
         return found
 
 
+def _course(case: _Case, result: Audit) -> None:
+    """The states follow one another as the study says, each after the decision it stands for; nothing is of another study."""
+    study, states = case.given, [line for line in case.report.entries if line.kind.startswith("study.")]
+    states = [line for line in states if line.kind != "study.aborted"]  # resumed later, or the last word
+    rounds = [f"training {number}" for number in range(1, study.training.rounds + 1)]
+    for line, expected in zip_longest(states, [*BEFORE, *rounds, *AFTER]):
+        if line is None:
+            break
+        state = line.kind.removeprefix("study.")
+        found = f"training {line.body['round']}" if state == "training" else state
+        if found != expected:
+            result.faults.append(Fault(line.index, f"the study is {found}, where its course has {expected}"))
+            break
+        if state in DECISIONS and not _decided(case, line, DECISIONS[state]):
+            result.faults.append(Fault(line.index, f"the study is {found}, but no {DECISIONS[state]!r} before it says how"))
+    for line in case.report.entries:
+        if line.body.get("study", study.hash) != study.hash:
+            result.faults.append(Fault(line.index, f"it is of study {line.body['study']!r}, not of {study.hash}"))
+    for earlier, later in pairwise(ORDER):
+        first = min((line.index for kind in ORDER[ORDER.index(later) :] for line in case.lines(kind)), default=case.report.size)
+        late = [line.index for line in case.lines(earlier) if line.index > first]
+        result.faults += [Fault(index, f"the {earlier!r} comes after entry {first}, which rests on it") for index in late]
+    result.checked.append(f"course of the study, {len(states)} states")
+
+
+def _decided(case: _Case, state: Line, kind: str) -> bool:
+    found = [line for line in case.lines(kind) if line.index < state.index]
+    return any("round" not in state.body or line.body["round"] == state.body["round"] for line in found)
+
+
+def _people(case: _Case, result: Audit) -> None:
+    """The roll call is those who signed it; evidence, ballots and training are theirs, and enough of them spoke."""
+    called, present = case.one("study.roll-call"), _approvals(case, result)
+    if called is None:
+        return
+    if list(called.body["present"]) != present:
+        what = f"the roll call says {list(called.body['present'])}, but {present} signed it"
+        result.faults.append(Fault(called.index, what))
+    genesis, voted = case.report.entries[0], case.one("study.ballots")
+    least = quorum(len(case.report.members), int(genesis.body["faulty"]))
+    allowed = set(present)
+    for kind, needed in (("evidence", least), ("ballot", least), ("update", 0), ("evaluation", 0)):
+        words = case.words(kind)
+        for line, said in words.values():
+            if said.member not in allowed:
+                result.faults.append(Fault(line.index, f"{said.member} gives {kind}, but had no part in what came before"))
+        decided = case.one({"evidence": "pool", "ballot": "adopt"}.get(kind, "genesis"))
+        if decided is not None and len(words) < needed:
+            what = f"it rests on {kind} of {len(words)} members; {needed} are the quorum of {len(case.report.members)}"
+            result.faults.append(Fault(decided.index, what))
+        if decided is not None and needed:
+            _silent(case, result, kind, sorted(allowed - set(words)))
+        allowed = set(words) if kind == "evidence" else allowed
+    if voted is not None and list(voted.body["voters"]) != sorted(case.words("ballot")):
+        what = f"it says that {list(voted.body['voters'])} voted, but the ballots are of {sorted(case.words('ballot'))}"
+        result.faults.append(Fault(voted.index, what))
+    result.checked.append(f"roll call of {len(present)} members, and who spoke after it")
+
+
+def _approvals(case: _Case, result: Audit) -> list[str]:
+    """Who signed the roll call of this study."""
+    line, present = case.one("study.approved"), []
+    for approval in [] if line is None else line.body["approvals"]:
+        said = peek(approval["envelope"].encode())
+        if (said.kind, said.round, said.study, said.member) != ("rollcall", 0, case.given.hash, approval["member"]):
+            result.faults.append(Fault(case.last, f"the approval of {approval['member']} is not a word of its on this study"))
+        present.append(said.member)
+    return sorted(present)
+
+
+def _silent(case: _Case, result: Audit, kind: str, missing: list[str]) -> None:
+    complaints = {line.body["member"] for line in case.lines("complaint") if line.body["kind"] == kind}
+    named = complaints | {line.body["member"] for line in case.lines("equivocation")}
+    for member in missing:
+        if member not in named:
+            result.unchecked.append(f"why there is no {kind} of {member}: no complaint says so; ask {member}")
+
+
 def _budget(case: _Case, result: Audit) -> None:
-    """No member was asked for more than the study's plan allows."""
+    """No member was asked for more than the study's plan allows, and each release is accounted."""
     study, spent = case.given, dict[str, list[tuple[str, int]]]()
     for line in case.lines("privacy.spend"):
         slots = spent.setdefault(line.body["member"], [])
         if (line.body["kind"], line.body["round"]) in slots or not _planned(study, line.body):
             result.faults.append(Fault(line.index, f"the spending of {line.body['member']} is not in the study's plan"))
         slots.append((line.body["kind"], line.body["round"]))
+    for kind in ("evidence", "update"):
+        for line in case.lines(kind):
+            if (kind, line.body["round"]) not in spent.get(line.body["member"], []):
+                result.faults.append(Fault(line.index, f"the {kind} of {line.body['member']} is not in its privacy account"))
     result.checked.append(f"privacy spending of {len(spent)} members against the study's plan")
 
 
@@ -171,10 +288,13 @@ def _proposal(case: _Case, result: Audit) -> None:
     if line is None:
         return
     expected = decide_proposal(case.given, case.pool)
-    result.checked.append("proposal by discovery in the pool")
     if expected.near_ties:
-        result.unchecked.append(f"proposal: {len(expected.near_ties)} near-ties taken as recorded")
-        return
+        result.unchecked.append(f"proposal: its pattern is taken as recorded, for {len(expected.near_ties)} near-ties")
+        assert case.proposal is not None
+        pattern = case.proposal.pattern
+        expected = Proposal(pattern, marks_of(pattern, case.pool.evidence), expected.near_ties)
+    else:
+        result.checked.append("proposal by discovery in the pool")
     wrong = _differences(line.body["proposal"], expected.to_json())
     if wrong:
         result.faults.append(Fault(line.index, f"the proposal does not follow from the pool: {wrong}"))
@@ -184,7 +304,12 @@ def _ballots(case: _Case, result: Audit) -> None:
     proposal = case.proposal
     if proposal is None:
         return
+    for member, (line, _) in case.words("ballot").items():
+        if member not in case.ballots:
+            result.faults.append(Fault(line.index, f"the ballot of {member} is none on the recorded proposal"))
     for member, (index, ballot) in case.ballots.items():
+        if member not in case.evidence:
+            continue  # named by `_people`
         wrong = recheck(ballot, proposal, case.evidence[member], case.given.consensus.level)
         if wrong:
             result.faults.append(Fault(index, f"the ballot of {member} does not follow from its evidence on {', '.join(wrong)}"))
@@ -217,6 +342,8 @@ def _aggregates(case: _Case, result: Audit) -> None:
     model = None
     for line in list(case.lines("aggregate")):
         case.last = line.index
+        if model is None:
+            _start(case, line, result)
         for wrong in _aggregate_faults(case, line, model):
             result.faults.append(Fault(line.index, f"the aggregate of round {line.body['round']} {wrong}"))
         model = line.body["result"]
@@ -230,18 +357,34 @@ def _aggregates(case: _Case, result: Audit) -> None:
         result.faults.append(Fault(released.index, "the released model is not the result of the last aggregate"))
 
 
+def _start(case: _Case, line: Line, result: Audit) -> None:
+    """The first round starts from the linear solution of the pool. A digest has no tolerance, so another is no proof."""
+    adopted = case.one("adopt")
+    case.last = line.index
+    if adopted is None:
+        return
+    dag = CausalGraph.from_json(adopted.body["consensus"]["dag"])
+    if line.body["base"] == digest(first_model(case.given, case.pool.evidence, dag).state()[0]):
+        result.checked.append("the model that training starts from")
+    else:
+        result.unchecked.append(
+            "the model that training starts from: here it has another digest, by rounding on another machine or by design"
+        )
+
+
 def _aggregate_faults(case: _Case, line: Line, before: str | None) -> Iterator[str]:
     body, study = line.body, case.given
     if (body["rule"], body["faulty"]) != (study.aggregation.rule, study.consensus.faulty):
         yield "was not made by the study's rule and fault bound"
     if before is not None and body["base"] != before:
         yield "starts from another model than the round before ended with"
-    said = {m.body["member"]: m.body for m in case.lines("update") if m.body["round"] == body["round"]}
+    said = case.words("update", body["round"])
     case.last = line.index
+    require(body["rule"], len(said), body["faulty"])
     if sorted(said) != list(body["members"]):
         yield f"is over {list(body['members'])}, but the recorded updates are of {sorted(said)}"
-    for member, update in sorted(said.items()):
-        if peek(update["envelope"].encode()).body.get("base") != body["base"]:
+    for member, (_, update) in sorted(said.items()):
+        if update.body.get("base") != body["base"]:
             yield f"uses an update that {member} made against another model"
     yield from _weight_faults(case, line)
 
@@ -256,9 +399,31 @@ def _weight_faults(case: _Case, line: Line) -> Iterator[str]:
         excluded = [name for name, weight in zip(body["members"], expected.tolist(), strict=True) if weight == 0]
         if excluded != list(body["excluded"]):
             yield f"excludes {list(body['excluded'])}, its Gram matrix excludes {excluded}"
+    elif body["weights"] is not None or list(body["excluded"]):
+        yield f"has weights or exclusions, but {rule.name} works on coordinates and has none"
     updates = _updates(case, line)
     if updates is not None and _differences(body["gram"], aggregate(updates, rule, body["faulty"]).gram.tolist()):
         yield "has a Gram matrix that is not that of the recorded updates"
+
+
+def _losses(case: _Case, result: Audit) -> None:
+    """Each round's loss is the median of what the members released on the round's own model, within [0, L]."""
+    models = {line.body["round"]: line.body["result"] for line in case.lines("aggregate")}
+    for state in list(case.lines("study.training")):
+        words = case.words("evaluation", state.body["round"])
+        case.last = state.index
+        values = [
+            float(np.frombuffer(case.report.payloads[line.body["manifest"][0]["sha256"]], dtype="<f8")[0])
+            for line, _ in words.values()
+        ]
+        expected = float(np.clip(np.median(values), 0.0, case.given.privacy.loss_bound)) if values else None
+        if _differences(state.body["loss"], expected):
+            what = f"the loss of round {state.body['round']} is {state.body['loss']!r}, the members' give {expected!r}"
+            result.faults.append(Fault(state.index, what))
+        for line, said in words.values():
+            if said.body.get("base") != models.get(state.body["round"]):
+                result.faults.append(Fault(line.index, f"{said.member} evaluated another model than the round's"))
+        result.checked.append(f"loss of round {state.body['round']}")
 
 
 def _updates(case: _Case, line: Line) -> torch.Tensor | None:
@@ -283,7 +448,7 @@ def _differences(recorded: Any, expected: Any, path: str = "") -> str:
     }
     if isinstance(expected, float | int) and not isinstance(expected, bool):
         same = isinstance(recorded, float | int) and bool(
-            np.isclose(recorded, expected, rtol=TOLERANCE, atol=TOLERANCE)
+            np.isclose(recorded, expected, rtol=TOLERANCE, atol=ROUNDING)
         )
         return "" if same else f"{path.lstrip('.')} is {recorded!r}, computed {expected!r}"
     if type(recorded) is not type(expected) or (isinstance(expected, dict | list) and len(recorded) != len(expected)):

@@ -7,19 +7,23 @@ knowledge overrides. A ballot is a function of public things, so anyone can reco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
 import torch
 
-from causaldao.errors import ConfigurationError, IdentityError
-from causaldao.models.discovery import discover
+from causaldao.errors import CausalDAOError, ConfigurationError, IdentityError
+from causaldao.messages import fields
+from causaldao.models.discovery import search
 from causaldao.models.discovery.evidence import Evidence, Partial, partial
 from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import extension
+from causaldao.signing import canonical, sha256
 
 NEAR_TIE = 1e-6  # a statistic this close to its threshold may fall otherwise on another machine
 
@@ -58,7 +62,18 @@ class Mark:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Mark:
-        return Mark(tuple(value["nodes"]), tuple(value["given"]), value["strength"], value["z"], value["error"])
+        """Read a mark; anything that a test could stumble over is an IdentityError."""
+        try:
+            nodes, given = tuple(value["nodes"]), tuple(value["given"])
+            numbers = [value["strength"], value["z"], value["error"]]
+            named = all(isinstance(name, str) for name in (*nodes, *given)) and len(nodes) in (2, 3)
+            apart = len(set(nodes)) == len(nodes) and not {nodes[0], nodes[-1]} & set(given)
+            real = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        except (KeyError, TypeError, IndexError, OverflowError) as error:
+            raise IdentityError(f"A mark of the proposal is not in its JSON form: {error}.") from error
+        if not (named and apart and real) or numbers[2] < 0:
+            raise IdentityError(f"The mark {nodes} given {given} with numbers {numbers} is none that discovery makes.")
+        return Mark(nodes, given, *map(float, numbers))
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,11 @@ class Proposal:
     pattern: CausalGraph
     marks: tuple[Mark, ...]
     near_ties: tuple[str, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON: a ballot names the proposal that it answers by this."""
+        return sha256(canonical(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -84,31 +104,41 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Ballot:
-    """A vote on each mark: +1 the own evidence shows it, -1 contradicts it, 0 has no power to say."""
+    """A vote on each mark: +1 the own evidence shows it, -1 contradicts it, 0 has no power to say.
+
+    ``proposal`` is the digest of the proposal that was voted on. Without it a coordinator could show members different
+    proposals and let an honest ballot look like one that does not follow.
+    """
 
     votes: Mapping[str, int]
     knowledge: Knowledge = field(default=NONE)
     near_ties: tuple[str, ...] = ()
+    proposal: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "votes": dict(self.votes), "knowledge": self.knowledge.to_json(), "near_ties": list(self.near_ties),
+            "proposal": self.proposal,
         }  # fmt: skip
 
     @staticmethod
     def from_json(value: Any, proposal: Proposal) -> Ballot:
         """Read a ballot on ``proposal``: exactly its marks, each -1, 0 or +1; anything else is an IdentityError."""
+        if not isinstance(value, Mapping):
+            raise IdentityError(f"Expected a ballot, but got a {type(value).__name__}.")
+        fields(value, {"votes": dict, "knowledge": dict, "near_ties": list, "proposal": str})
         try:
-            votes, ties = dict(value["votes"]), tuple(value["near_ties"])
             knowledge = Knowledge.from_json(value["knowledge"])
             knowledge.check(proposal.pattern.nodes)
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigurationError) as error:
-            raise IdentityError(f"The ballot is not in its JSON form: {error}.") from error
-        keys = {mark.key for mark in proposal.marks}
+        except (TypeError, ValueError, AttributeError, CausalDAOError) as error:
+            raise IdentityError("The knowledge that a ballot declares is not in its JSON form.") from error
+        votes, ties, keys = value["votes"], value["near_ties"], {mark.key for mark in proposal.marks}
         wrong = sorted(set(votes) ^ keys) + sorted(k for k, v in votes.items() if type(v) is not int or abs(v) > 1)
-        if wrong or not set(ties) <= keys or set(value) != {"votes", "knowledge", "near_ties"}:
+        if wrong or not all(isinstance(tie, str) and tie in keys for tie in ties):
             raise IdentityError(f"A ballot votes -1, 0 or +1 on each mark of the proposal; wrong here: {wrong[:3]}.")
-        return Ballot(votes, knowledge, ties)
+        if value["proposal"] != proposal.digest:
+            raise IdentityError(f"The ballot answers the proposal {value['proposal'][:12]!r}, not {proposal.digest[:12]}.")
+        return Ballot(dict(votes), knowledge, tuple(ties), proposal.digest)
 
 
 def propose(
@@ -120,8 +150,9 @@ def propose(
     """
     if method == "boss":
         options = {**options, "generator": torch.Generator().manual_seed(seed)}
-    pattern = discover(evidence, method, knowledge, **options)
-    return Proposal(pattern, marks_of(pattern, evidence))
+    found = search(evidence, method, knowledge, **options)
+    ties = tuple(Mark(pair).key for pair in sorted(found.near_ties))
+    return Proposal(found.graph, marks_of(found.graph, evidence), ties)
 
 
 def marks_of(pattern: CausalGraph, evidence: Evidence) -> tuple[Mark, ...]:
@@ -161,13 +192,14 @@ def cast(proposal: Proposal, own: Evidence, knowledge: Knowledge = NONE, level: 
     for mark in proposal.marks:
         votes[mark.key], near = _vote(mark, own, knowledge, critical)
         ties += [mark.key] if near else []
-    return Ballot(votes, knowledge, tuple(ties))
+    return Ballot(votes, knowledge, tuple(ties), proposal.digest)
 
 
 def recheck(ballot: Ballot, proposal: Proposal, own: Evidence, level: float) -> tuple[str, ...]:
     """The marks on which a ballot does not follow from the voter's evidence and declared knowledge; () if it does.
 
-    A vote on a mark that either side finds within 1e-6 of a threshold is taken as given.
+    A vote on a mark that the check finds within 1e-6 of a threshold is taken as given; which marks the voter lists as
+    near-ties decides nothing, or a liar could list them all.
     """
     expected = cast(proposal, own, ballot.knowledge, level)
     return tuple(
@@ -196,7 +228,7 @@ def _shown(mark: Mark, test: Partial) -> float:
 
 def _apart(mark: Mark, test: Partial) -> float:
     """The distance of the own z from the pool's, in standard errors of both."""
-    return abs(test.z - mark.z) / (test.standard_error**2 + mark.error**2) ** 0.5
+    return abs(test.z - mark.z) / math.hypot(test.standard_error, mark.error)
 
 
 def _known(mark: Mark, knowledge: Knowledge) -> int:

@@ -10,7 +10,11 @@ With n eligible members, f of them possibly lying, and threshold τ:
 * a proposed mark is struck if more than max(f, (1 - τ)·n) oppose it, so f members alone strike nothing;
 * in local mode, where there is no pooled proposal, a mark enters if at least max(τ·n, f + 1) support it.
 
-The result does not depend on the order in which ballots arrive, and it is always extendable.
+An adjacency that the study's knowledge requires always stands, and one that it excludes never does: the study was
+approved by every member before anything was counted.
+
+The result does not depend on the order in which ballots arrive, and it is always extendable. A proposal of which
+nothing was struck is adopted as it is.
 """
 
 from __future__ import annotations
@@ -90,7 +94,7 @@ def adopt(proposal: Proposal, ballots: Mapping[str, Ballot], rule: ConsensusRule
         raise GuaranteeError(f"{len(ballots)} ballots came, but only {rule.eligible} members are eligible.")
     counted = [_count(mark, ballots, rule.eligible) for mark in proposal.marks]
     passed = [tally for tally in counted if _passes(tally, rule)]
-    edges = [t.mark.ends for t in passed if t.mark.kind == "adjacency"]
+    edges = _standing(passed, proposal, rule.knowledge)
     wanted = sorted(
         (t for t in passed if t.mark.kind == "collider"), key=lambda t: (-t.support, t.mark.key)
     )
@@ -101,7 +105,8 @@ def adopt(proposal: Proposal, ballots: Mapping[str, Ballot], rule: ConsensusRule
         if not rule.local:
             return _proposal_stands(proposal, counted, rule)
         order = sorted((t for t in passed if t.mark.kind == "adjacency"), key=lambda t: (t.support, t.mark.key))
-        skeleton, colliders = _thin(skeleton, [t.mark.ends for t in order], candidates)
+        free = [t.mark.ends for t in order if not rule.knowledge.requires(*t.mark.ends)]
+        skeleton, colliders = _thin(skeleton, free, candidates)
     return _result(skeleton, colliders, counted)
 
 
@@ -118,11 +123,19 @@ def _passes(tally: Tally, rule: ConsensusRule) -> bool:
     return tally.oppose <= max(rule.faulty, (1 - rule.threshold) * n + tolerance)
 
 
+def _standing(passed: Iterable[Tally], proposal: Proposal, knowledge: Knowledge) -> list[tuple[str, str]]:
+    """The adjacencies that passed and may be, and those that must be."""
+    voted = {t.mark.ends for t in passed if t.mark.kind == "adjacency"}
+    allowed = {pair for pair in voted if not knowledge.adjacency_excluded(*pair)}
+    required = {(min(pair), max(pair)) for pair in knowledge.required if set(pair) <= set(proposal.pattern.nodes)}
+    return sorted(allowed | required)
+
+
 def _uncovered(proposal: Proposal, edges: Iterable[tuple[str, str]]) -> list[tuple[str, ...]]:
     """Triples a → c ← b of the proposal whose shielding edge a - b was struck: colliders, with no vote of their own."""
     kept = {frozenset(edge) for edge in edges}
     dag = extension(proposal.pattern)
-    found = []
+    found: list[tuple[str, ...]] = []
     for a, b in sorted(proposal.pattern.skeleton()):
         if dag is not None and frozenset((a, b)) not in kept:
             common = set(dag.children(a)) & set(dag.children(b))
@@ -157,23 +170,28 @@ class _Skeleton:
         return None if oriented is None else extension(oriented)
 
     def admit(self, candidates: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-        """Enter colliders one by one, each only if the graph stays extendable.
+        """All colliders if they can stand together; else one by one, each only if the graph stays extendable.
 
         A skeleton such as the chordless square has no extension until a collider enters; while none exists, a
-        collider enters if it does not contradict those before it.
+        collider enters if it does not contradict those before it. Two colliders may force a third, and then can only
+        stand with it: those that were turned away are tried again after each one that entered.
         """
+        waiting = [triple for triple in candidates if self._unshielded(*triple)]
+        if self.extend(waiting) is not None:
+            return waiting
         admitted: list[tuple[str, ...]] = []
         extendable = self.extend(admitted) is not None
-        for triple in candidates:
-            a, c, b = triple
-            if frozenset((a, b)) in {frozenset(edge) for edge in self.edges} or not self._has(a, c) or not self._has(b, c):
-                continue
-            attempt = [*admitted, triple]
-            if self.extend(attempt) is not None:
-                admitted, extendable = attempt, True
-            elif not extendable and self.orient(attempt) is not None:
-                admitted = attempt
+        while entering := next((t for t in waiting if self._may_enter([*admitted, t], extendable)), None):
+            waiting.remove(entering)
+            admitted.append(entering)
+            extendable = extendable or self.extend(admitted) is not None
         return admitted
+
+    def _may_enter(self, attempt: list[tuple[str, ...]], extendable: bool) -> bool:
+        return (self.extend(attempt) if extendable else self.orient(attempt)) is not None
+
+    def _unshielded(self, a: str, c: str, b: str) -> bool:
+        return self._has(a, c) and self._has(b, c) and not self._has(a, b)
 
     def _has(self, a: str, b: str) -> bool:
         return (a, b) in self.edges or (b, a) in self.edges
@@ -194,9 +212,10 @@ def _thin(
 
 def _result(skeleton: _Skeleton, colliders: list[tuple[str, ...]], counted: list[Tally]) -> Consensus:
     oriented, dag = skeleton.orient(colliders), skeleton.extend(colliders)
-    assert oriented is not None and dag is not None
+    assert oriented is not None
+    assert dag is not None
     standing = {frozenset(edge) for edge in skeleton.edges}
-    entered = set(colliders)
+    entered = oriented.unshielded_colliders()  # those that knowledge alone directs are in the graph too
     tallies = []
     for tally in counted:
         holds = (
@@ -211,7 +230,8 @@ def _result(skeleton: _Skeleton, colliders: list[tuple[str, ...]], counted: list
 def _proposal_stands(proposal: Proposal, counted: list[Tally], rule: ConsensusRule) -> Consensus:
     """What the votes left has no extension: the proposal's pattern stands, and what was opposed is shown as contested."""
     dag = extension(proposal.pattern)
-    assert dag is not None
+    if dag is None:
+        raise ConfigurationError(f"The proposal's pattern {proposal.pattern} has no DAG extension: no discovery proposes it.")
     tallies = tuple(_with_status(tally, _passes(tally, rule)) for tally in counted)
     return Consensus(proposal.pattern, dag, tallies, stands=True)
 

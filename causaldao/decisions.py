@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,9 +80,23 @@ def estimate_effects(
 
 
 def _estimates(spec: EffectSpec, pooled: Evidence, consensus: Consensus) -> tuple[Effect, ...]:
-    if spec.adjustment == "auto":
-        return effect_set(pooled, consensus.pattern, spec.treatment, spec.outcome)
-    return (average_effect(pooled, spec.treatment, spec.outcome, spec.adjustment),)
+    if spec.adjustment != "auto":
+        return (average_effect(pooled, spec.treatment, spec.outcome, spec.adjustment),)
+    found = effect_set(pooled, consensus.pattern, spec.treatment, spec.outcome)
+    return tuple(_shown(effect, pooled, consensus.dag) if effect.implied else effect for effect in found)
+
+
+def _shown(implied: Effect, pooled: Evidence, dag: CausalGraph) -> Effect:
+    """A zero that follows from the graph, as an estimate that can be wrong.
+
+    A graph found in little or noisy evidence lacks edges for want of power, and "exactly zero" would be a false
+    certainty. Adjusting for the treatment's parents is valid whether or not the missing path exists.
+    """
+    parents = tuple(sorted(dag.parents(implied.treatment)))
+    if implied.outcome in parents:
+        return implied
+    estimate = average_effect(pooled, implied.treatment, implied.outcome, parents, implied.level)
+    return replace(estimate, implied=True)
 
 
 def _effect_json(study: Study, effect: Effect) -> dict[str, Any]:
@@ -95,6 +110,7 @@ def _effect_json(study: Study, effect: Effect) -> dict[str, Any]:
         "privacy_error": effect.privacy_error,
         "interval": list(effect.interval),
         "unit": f"{_unit(study, effect.outcome)} per {_unit(study, effect.treatment)}",
+        "graph_implies_zero": effect.implied,
         "pooled": None,
     }
 

@@ -8,14 +8,16 @@ these distances keeps n - f sites.
 *Excluded by rank* is not *accused*. An accusation is a test, at family-wise level α over members, that a site's entry
 or its answer to one of the study's questions differs from the pool of the kept others.
 
-Guarantee. Let A be the gradient of a question's answer at the pool. A kept member k that is not accused has
-|⟨A, S_k - S⟩| ≤ c·sd_k, with c the critical value, so f such liars move the answer, to first order, by at most
-c·Σ w_k·sd_k over the f largest terms: `Pool.bounds`.
+A kept member that is accused is dropped, worst first and at most f of them, and the rest is compared again.
+
+Guarantee. Let A be the gradient of a question's answer at the pool S = Σ w_k S_k. A kept member k that is not accused
+has |⟨A, S_k - S⟩| ≤ (1 - w_k)·c·s_k, with c the critical value and s_k the standard deviation of its difference from
+the other kept. So f such liars L, whatever they agree on, move the answer from that of the honest kept, to first order,
+by at most c·Σ_L w_k (1 - w_k) s_k / (1 - Σ_L w_k); `Pool.bounds` is its value at the f largest terms and weights.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, median
@@ -109,10 +111,15 @@ def pool(evidence: Mapping[str, Evidence], settings: Settings) -> Pool:
     scores = krum_scores(sites.distances(), settings.faulty) if len(names) > 2 else torch.zeros(len(names))
     robust = settings.rule == "multi-krum"
     keep = _smallest(scores, len(names) - settings.faulty) if robust else list(range(len(names)))
-    weights = sites.weights(keep)
-    pooled = sites.combine(weights)
     critical = _critical(settings, len(names), sites.entries + len(settings.questions))
-    deviations, bounds = sites.compare(keep, weights, pooled, settings, critical)
+    while True:
+        weights = sites.weights(keep)
+        pooled = sites.combine(weights)
+        deviations, bounds = sites.compare(weights, pooled, settings, critical)
+        worst = max(keep, key=lambda k: float(deviations[k]))
+        if not robust or float(deviations[worst]) <= critical or len(keep) <= len(names) - 2 * settings.faulty:
+            break
+        keep.remove(worst)
     accused = [k for k in range(len(names)) if robust and float(deviations[k]) > critical]
     return Pool(
         evidence=pooled,
@@ -127,6 +134,11 @@ def pool(evidence: Mapping[str, Evidence], settings: Settings) -> Pool:
         accused=tuple(names[k] for k in accused),
         bounds=bounds if robust else (),
     )
+
+
+def _largest(values: Tensor, number: int) -> float:
+    """The sum of the largest values."""
+    return float(values.sort(descending=True).values[:number].sum())
 
 
 def _smallest(scores: Tensor, number: int) -> list[int]:
@@ -155,8 +167,9 @@ class _Sites:
         for other in evidence[1:]:
             if other.names != first.names or not torch.equal(other.half, first.half):
                 raise MisuseError("Evidence can be pooled only under one dictionary.")
+        # a site's moments are per record of its own count; the clamp is for what a declared count may weigh
         counts = torch.tensor([min(max(e.count, rows[0]), rows[1]) for e in evidence], dtype=torch.float64)
-        moments = torch.stack([e.moments for e in evidence]) / counts[:, None, None]
+        moments = torch.stack([e.moments / e.count for e in evidence])
         centre = moments.median(dim=0).values
         diagonal = centre.diagonal().clamp_min(0)
         bound = (torch.minimum(diagonal[:, None], diagonal[None, :]) - centre**2).clamp_min(1e-6)
@@ -204,25 +217,27 @@ class _Sites:
         return Evidence(first.names, count * mean / mean[0, 0], noise, first.centre, first.half)
 
     def compare(
-        self, keep: Sequence[int], weights: Tensor, pooled: Evidence, settings: Settings, critical: float
+        self, weights: Tensor, pooled: Evidence, settings: Settings, critical: float
     ) -> tuple[Tensor, tuple[float, ...]]:
         """Largest standardised deviation of each site from the kept others, and the bound for each question."""
         r, c = self.upper
         values, variance = self.moments[:, r, c], self.variance[:, r, c]
-        largest, bounds = self._against_others(values, variance, keep, weights), []
+        largest, bounds = self._against_others(values, variance, weights)[0], []
         for question in settings.questions:
             answer = influence(pooled, question.treatment, question.outcome, question.adjustment)
             gradient = answer.gradient * pooled.count
             scores = (gradient * self.moments).sum(dim=(1, 2))[:, None]
             spread = self._answer_variance(answer.variance_per_record, gradient)[:, None]
-            largest = torch.maximum(largest, self._against_others(scores, spread, keep, weights))
-            terms = weights * critical * spread[:, 0].sqrt()
-            bounds.append(float(terms.sort(descending=True).values[: settings.faulty].sum()))
+            deviations, spreads = self._against_others(scores, spread, weights)
+            largest = torch.maximum(largest, deviations)
+            moved = _largest(weights * (1 - weights) * spreads[:, 0], settings.faulty)
+            bounds.append(critical * moved / (1 - _largest(weights, settings.faulty)))
         return largest, tuple(bounds)
 
-    def _against_others(self, values: Tensor, variance: Tensor, keep: Sequence[int], weights: Tensor) -> Tensor:
-        """(n,): max over the columns of |value - mean of the kept others| in standard deviations."""
-        worst = []
+    @staticmethod
+    def _against_others(values: Tensor, variance: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,): max over the columns of |value - mean of the kept others| in standard deviations; (n, columns): those."""
+        worst, spreads = [], []
         for k in range(len(values)):
             others = weights.clone()
             others[k] = 0
@@ -230,9 +245,11 @@ class _Sites:
             centre = (others[:, None] * values).sum(dim=0)
             spread = (variance[k] + (others[:, None] ** 2 * variance).sum(dim=0)).sqrt()
             worst.append(((values[k] - centre).abs() / spread).max())
-        return torch.stack(worst)
+            spreads.append(spread)
+        return torch.stack(worst), torch.stack(spreads)
 
     def _answer_variance(self, per_record: float, gradient: Tensor) -> Tensor:
         """(n,): variance of ⟨A, S_k⟩, sampling and noise."""
         sigma = torch.tensor([e.noise for e in self.evidence], dtype=torch.float64)
-        return per_record / self.counts + (sigma / self.counts * torch.linalg.matrix_norm(gradient)) ** 2
+        noise: Tensor = sigma / self.counts * torch.linalg.matrix_norm(gradient)
+        return per_record / self.counts + noise**2

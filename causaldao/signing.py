@@ -30,6 +30,8 @@ Tensors = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 NAME = re.compile(r"[a-z0-9-]{1,64}")
 PAYLOAD_TYPE = "application/vnd.causaldao+json"
 MAX_ENVELOPE_BYTES = 1 << 20
+MAX_DEPTH = 32  # of a statement: less than what a ledger's verifier reads
+VERSION = 1
 _ED25519 = b"\x01"  # C2SP signed-note algorithm byte
 _FIELDS = {
     "v": int, "federation": str, "study": str, "round": int, "member": str, "epoch": int, "kind": str,
@@ -154,6 +156,8 @@ class SigningKey:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as error:
             raise IdentityError(f"The key file {path} exists already and is never overwritten.") from error
+        except OSError as error:
+            raise IdentityError(f"The key file {path} cannot be written: {error.strerror}.") from error
         with os.fdopen(descriptor, "wb") as file:
             file.write(pem)
 
@@ -194,7 +198,7 @@ class Statement:
     parent: str
     digest: str
     epoch: int = 0
-    v: int = 1
+    v: int = VERSION
 
     @property
     def slot(self) -> tuple[str, int, str, str]:
@@ -210,12 +214,7 @@ class Statement:
 def seal(statement: Statement, key: SigningKey) -> bytes:
     """A DSSE envelope over the canonical statement, itself canonical JSON."""
     payload = canonical(asdict(statement))
-    signature = key.sign(_pae(payload))
-    return canonical({
-        "payloadType": PAYLOAD_TYPE,
-        "payload": base64.b64encode(payload).decode(),
-        "signatures": [{"keyid": key.public.id, "sig": base64.b64encode(signature).decode()}],
-    })
+    return _dsse(payload, key.sign(_pae(payload)), key.public.id)
 
 
 def unseal(data: bytes, key: VerifyKey, max_bytes: int = MAX_ENVELOPE_BYTES) -> Statement:
@@ -230,6 +229,8 @@ def unseal(data: bytes, key: VerifyKey, max_bytes: int = MAX_ENVELOPE_BYTES) -> 
     """
     payload, signature = _open(data, max_bytes)
     key.verify(signature, _pae(payload))
+    if data != _dsse(payload, signature, key.id):
+        raise IdentityError(f"The envelope names another key than {key.id}, which signed it.")
     return _statement(payload)
 
 
@@ -243,18 +244,27 @@ def _pae(payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
+def _dsse(payload: bytes, signature: bytes, keyid: str) -> bytes:
+    return canonical({
+        "payloadType": PAYLOAD_TYPE,
+        "payload": base64.b64encode(payload).decode(),
+        "signatures": [{"keyid": keyid, "sig": base64.b64encode(signature).decode()}],
+    })
+
+
 def _open(data: bytes, max_bytes: int) -> tuple[bytes, bytes]:
+    """Payload and signature of an envelope in its one form: a ledger's verifier would refuse any other for ever."""
     if len(data) > max_bytes:
         raise IdentityError(f"The envelope has {len(data)} bytes, the bound is {max_bytes}: it was not parsed.")
     envelope = _json(data)
     try:
         (signature,) = envelope["signatures"]
-        parts = envelope["payloadType"], envelope["payload"], signature["sig"]
-        if len(envelope) != 3 or parts[0] != PAYLOAD_TYPE:
-            raise KeyError("payloadType")
-        return base64.b64decode(parts[1], validate=True), base64.b64decode(parts[2], validate=True)
-    except (KeyError, TypeError, ValueError) as error:
-        raise IdentityError("The envelope is not a DSSE envelope with one signature.") from error
+        payload, signed = (base64.b64decode(part, validate=True) for part in (envelope["payload"], signature["sig"]))
+        if _dsse(payload, signed, str(signature["keyid"])) != data:
+            raise ValueError("not in its canonical form")
+    except (KeyError, TypeError, ValueError, ConfigurationError) as error:
+        raise IdentityError("The envelope is not a DSSE envelope with one signature, in canonical JSON.") from error
+    return payload, signed
 
 
 def _statement(payload: bytes) -> Statement:
@@ -264,9 +274,24 @@ def _statement(payload: bytes) -> Statement:
     ]
     if wrong:
         raise IdentityError(f"The statement's fields {wrong} are missing, unknown or of the wrong type.")
-    if canonical(value) != payload:
+    if not _is_canonical(value, payload):
         raise IdentityError("The statement is not in RFC 8785 form: two readers could read it differently.")
+    if value["v"] != VERSION or _deeper_than(value, MAX_DEPTH):
+        raise IdentityError(f"The statement is of version {value['v']}, not {VERSION}, or nested deeper than {MAX_DEPTH}.")
     return Statement(**{field.name: value[field.name] for field in fields(Statement)})
+
+
+def _is_canonical(value: Any, data: bytes) -> bool:
+    try:
+        return canonical(value) == data
+    except ConfigurationError:
+        return False
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    return levels == 0 or any(_deeper_than(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value))
 
 
 def _json(data: bytes) -> dict[str, Any]:

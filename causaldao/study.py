@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from causaldao.aggregation.rules import RULES
 from causaldao.errors import CausalDAOError, ConfigurationError
 from causaldao.models.discovery.evidence import Dictionary, Variable
 from causaldao.models.knowledge import Knowledge
@@ -160,7 +161,7 @@ class Study(_Table):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            problems = [_problem(source, fault) for fault in error.errors()]
+            problems = [problem for fault in error.errors() for problem in _problems(source, fault)]
             raise ConfigurationError(f"{source} has {len(problems)} fault(s):", problems=problems) from error
 
     @model_validator(mode="after")
@@ -172,7 +173,7 @@ class Study(_Table):
             except CausalDAOError as error:
                 problems.append(str(error))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -208,12 +209,13 @@ class Study(_Table):
         return next(v for v in self.variables if v.name == name)
 
 
-def _problem(source: str, fault: Any) -> str:
+def _problems(source: str, fault: Any) -> list[str]:
     where = ".".join(str(part) for part in fault["loc"]) or "study as a whole"
     if fault["type"] == "extra_forbidden":
-        return f"{source}: {where}: unknown key; check the spelling against docs/studies.md"
+        return [f"{source}: {where}: unknown key; check the spelling against docs/studies.md"]
     given = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool) else ""
-    return f"{source}: {where}: {fault['msg'].removeprefix('Value error, ')}{given}"
+    faults = fault["msg"].removeprefix("Value error, ").split("\n")
+    return [f"{source}: {where}: {what.strip().removeprefix('- ')}{given}" for what in faults]
 
 
 def _name_faults(study: Study) -> list[str]:
@@ -221,9 +223,11 @@ def _name_faults(study: Study) -> list[str]:
     faults = [] if len(names) == len(study.names) else [f"variable names must differ, but are {list(study.names)}"]
     used = {name for pair in (*study.knowledge.required, *study.knowledge.forbidden) for name in pair}
     for effect in study.effects:
-        used |= {effect.treatment, effect.outcome, *(() if effect.adjustment == "auto" else effect.adjustment)}
-        if effect.treatment == effect.outcome:
-            faults.append(f"an effect's treatment and outcome are both {effect.treatment!r}")
+        roles = [effect.treatment, effect.outcome, *(() if effect.adjustment == "auto" else effect.adjustment)]
+        used |= set(roles)
+        twice = sorted({name for name in roles if roles.count(name) > 1})
+        if twice:
+            faults.append(f"an effect gives {twice} two roles; treatment, outcome and adjustment must differ")
     unknown = sorted(used - names)
     return faults + ([f"{unknown} are not among the variables {sorted(names)}"] if unknown else [])
 
@@ -235,6 +239,8 @@ def _range_faults(study: Study) -> list[str]:
         faults.append(f"privacy.split must sum to 1, but evidence + training + evaluation = {total:g}")
     if study.training.rounds and not (split.training > 0 and split.evaluation > 0):
         faults.append("training.rounds > 0 needs privacy.split.training and .evaluation above 0")
+    if study.aggregation.rule not in RULES:
+        faults.append(f"aggregation.rule is {study.aggregation.rule!r}; choose one of {', '.join(RULES)}")
     if study.members.rows_min > study.members.rows_max:
         faults.append(f"members.rows_min {study.members.rows_min} exceeds rows_max {study.members.rows_max}")
     for variable in study.variables:

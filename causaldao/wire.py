@@ -7,6 +7,7 @@ types, shapes and sizes are checked against what the study expects before a byte
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -60,7 +61,7 @@ def _check_sizes(envelope: bytes, arrays: ArrayRecord, expected: Mapping[str, Sh
         check_shapes(arrays, expected)
 
 
-def _array(name: str, array: Array) -> np.ndarray:  # type: ignore[type-arg]  # the dtype is what is being checked
+def _array(name: str, array: Array) -> np.ndarray[Any, np.dtype[Any]]:
     if array.stype != _STYPE or array.dtype not in _DTYPES:
         raise IdentityError(f"Tensor {name!r} is {array.stype} {array.dtype}; only raw little-endian numbers are read.")
     dtype = np.dtype(array.dtype).newbyteorder("<")

@@ -1,7 +1,8 @@
 """One slot, one answer: what the node has said in a study, kept so that it never says two things in one place.
 
-A slot is (study, round, kind). The first request that claims it binds it to the digest of that request; the same request
-again gets the same bytes, another one is refused, since answering it would look like equivocation.
+A slot is (study, round, kind). The first request that is answered, or that privacy is spent for, binds it to the digest of
+that request; the same request again gets the same bytes, another one is refused, since answering it would look like
+equivocation. A request that is refused binds nothing.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ class Answers:
         RefusedError
             the slot was claimed by another request.
         """
-        stored = self._claim(slot, base)
+        stored = self._find(slot, base)
         if stored is not None:
             return stored
         reply = produce()
+        self.claim(slot, base)
         with self._engine.begin() as connection:
             empty = sa.and_(self._at(slot), _SLOTS.c.reply.is_(None))
             connection.execute(sa.update(_SLOTS).where(empty).values(reply=reply))
@@ -82,16 +84,22 @@ class Answers:
             text = connection.scalar(sa.select(_STUDIES.c.document).where(_STUDIES.c.study == study))
         return None if text is None else dict(json.loads(text))
 
-    def _claim(self, slot: Slot, base: str) -> bytes | None:
+    def claim(self, slot: Slot, base: str) -> None:
+        """Bind a slot to a request; called before anything is spent for it. RefusedError as for `once`."""
         with self._engine.begin() as connection:
+            row = {**vars(slot), "base": base}
+            connection.execute(sa.insert(_SLOTS).prefix_with("OR IGNORE").values(row))
+        self._find(slot, base)
+
+    def _find(self, slot: Slot, base: str) -> bytes | None:
+        with self._engine.connect() as connection:
             row = connection.execute(sa.select(_SLOTS).where(self._at(slot))).one_or_none()
-            if row is None:
-                connection.execute(sa.insert(_SLOTS).values(**vars(slot), base=base))
-                return None
+        if row is None:
+            return None
         if row.base != base:
             raise RefusedError(
-                f"{slot.kind!r} of round {slot.round} in study {slot.study[:12]} was asked for with request {row.base[:12]} and "
-                f"is now asked for with {base[:12]}: one slot has one answer."
+                f"{slot.kind!r} of round {slot.round} in study {slot.study[:12]} was asked for with request "
+                f"{row.base[:12]} and is now asked for with {base[:12]}: one slot has one answer."
             )
         return None if row.reply is None else bytes(row.reply)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -12,6 +13,7 @@ from causaldao.errors import CausalDAOError
 from causaldao.wire import from_records, to_records
 
 Opener = Callable[[Context], Node]
+_LOG = logging.getLogger(__name__)
 QUERIES = ("rollcall", "evidence", "ballot", "close")
 
 
@@ -25,6 +27,10 @@ def client_app(opener: Opener) -> ClientApp:
         except CausalDAOError as error:
             # Not from the coordinator, or unreadable: it gets a word, not a signature.
             content = RecordDict({"refused": ConfigRecord({"code": error.code})})
+        except Exception:
+            # What an app raises Flower sends to the server word for word: it may hold values of records.
+            _LOG.exception("a request could not be handled")
+            content = RecordDict({"refused": ConfigRecord({"code": "error"})})
         return Message(content, reply_to=message)
 
     for action in QUERIES:

@@ -2,11 +2,13 @@
 
 A request is answered only if the pinned coordinator signed it, for a study whose hash stands in the owner's list. Rows
 are read here and never leave; what leaves is noised, debited in the privacy journal first, stored, then sent. Any error
-stops the processing and leaves as a signed refusal that holds the error's code and nothing else.
+stops the processing and leaves as a signed refusal that holds the error's code and nothing else; its text stays in the
+node's own log.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from causaldao import __version__
 from causaldao.ballots import Ballot, Proposal, cast
 from causaldao.budget import Spend, epsilon_of, plan
 from causaldao.client.answers import Answers, Slot
-from causaldao.client.data.checks import require
+from causaldao.client.data.checks import conform, require
 from causaldao.client.data.sources import read
 from causaldao.client.privacy.dpsgd import PrivateSteps
 from causaldao.client.privacy.journal import Cap, Journal, ReleaseKey
@@ -36,6 +38,9 @@ from causaldao.signing import NAME, SigningKey, Statement, Tensors, VerifyKey, c
 from causaldao.study import Study
 
 Table = pd.DataFrame
+_LOG = logging.getLogger(__name__)
+_PER_ROUND = ("update", "evaluation")
+_UNEXPECTED = "error"  # the code of a failure that is none of ours
 
 
 class Lifetime(BaseModel):
@@ -131,8 +136,13 @@ class Node:
         try:
             return self._answer(request, parcel.tensors)
         except CausalDAOError as error:
-            body = {"code": error.code}
-            return self._seal(request, REFUSAL + request.kind, body, {}, nonce=request.nonce)
+            _LOG.warning("%s of study %s refused (%s): %s", request.kind, request.study[:12], error.code, error)
+            code = error.code
+        except Exception:
+            # Flower would send the text of an exception, and with it values of records, to the server.
+            _LOG.exception("%s of study %s failed", request.kind, request.study[:12])
+            code = _UNEXPECTED
+        return self._seal(request, REFUSAL + request.kind, {"code": code}, {}, nonce=request.nonce)
 
     def _answer(self, request: Statement, tensors: Tensors) -> Parcel:
         steps = {
@@ -149,6 +159,8 @@ class Node:
             raise RefusedError(
                 f"Study {request.study[:12]} is not approved here: its owner must approve that hash before any row is read."
             )
+        if request.kind not in _PER_ROUND and request.round != 0:
+            raise RefusedError(f"A {request.kind!r} is asked for once, in round 0, not in round {request.round}.")
         base = sha256(canonical({"body": request.body, "digest": request.digest}))
         slot = Slot(request.study, request.round, request.kind)
         return Parcel.unpack(self.answers.once(slot, base, lambda: steps[request.kind](request, tensors, base)))
@@ -158,7 +170,9 @@ class Node:
         study = Study.from_mapping(request.body["study"])
         if study.hash != request.study:
             raise RefusedError("The study that came does not have the hash that was approved.")
-        check_study(self.config, self.folder, study, self.table)
+        # Columns and budget only: to refuse over what one record holds would tell of that record.
+        conform(self.table.head(0), study.dictionary)
+        require_budget(self.config, self.folder, study)
         self.answers.keep_study(study.hash, study.to_json())
         return self._seal(request, "rollcall", {"version": __version__, "noise": self._noise_kind(study)}, {}).pack()
 
@@ -215,6 +229,7 @@ class Node:
 
     def _release(self, study: Study, request: Statement, base: str, spend: Spend, draw: Callable[[], bytes]) -> bytes:
         privacy, lifetime = study.privacy, self.config.lifetime
+        self.answers.claim(Slot(study.hash, request.round, request.kind), base)
         return self.journal.release(
             ReleaseKey(study.hash, self.config.dataset, request.kind, request.round, base),
             [spend],
@@ -287,7 +302,7 @@ class Node:
         )  # fmt: skip
 
 
-def check_study(config: NodeConfig, folder: Path, study: Study, table: Table | None = None) -> tuple[str, ...]:
+def check_study(config: NodeConfig, folder: Path, study: Study) -> tuple[str, ...]:
     """What a dry run checks: the data against the dictionary, and the whole study against the budget; the warnings.
 
     Nothing is written: a node without a journal has spent nothing.
@@ -299,7 +314,13 @@ def check_study(config: NodeConfig, folder: Path, study: Study, table: Table | N
     BudgetError
         the study would pass the data set's lifetime cap.
     """
-    warnings = require(read(folder / config.data) if table is None else table, study.dictionary)
+    warnings = require(read(folder / config.data), study.dictionary)
+    require_budget(config, folder, study)
+    return tuple(str(warning) for warning in warnings)
+
+
+def require_budget(config: NodeConfig, folder: Path, study: Study) -> None:
+    """Refuse a study whose whole plan, after all that other studies spent, would pass the data set's lifetime cap."""
     journal, lifetime = folder / "journal.db", config.lifetime
     debits = Journal.open(journal).debits(config.dataset) if journal.exists() else ()
     others = [spend for debit in debits if debit.key.study != study.hash for spend in debit.spends]
@@ -310,7 +331,6 @@ def check_study(config: NodeConfig, folder: Path, study: Study, table: Table | N
             f"past its lifetime cap of {lifetime.epsilon:g}. Nothing was spent. Use a smaller epsilon in the study, or raise "
             "[lifetime] in the node's file knowingly."
         )
-    return tuple(str(warning) for warning in warnings)
 
 
 def _required(spend: Spend | None) -> Spend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,8 @@ discover_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 effect_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 do_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 counterfactual_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_MAX_SAMPLES = 10_000_000
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
@@ -86,8 +89,8 @@ def intervene(
         model = _model(run)
         if target not in model.names:
             raise MisuseError(f"There is no variable {target!r}; the model has {', '.join(model.names)}.")
-        if samples < 2:
-            raise MisuseError(f"samples = {samples} must be 2 or more.")
+        if not 2 <= samples <= _MAX_SAMPLES:
+            raise MisuseError(f"samples = {samples} must lie in [2, {_MAX_SAMPLES}].")
         rows = model.sample(samples, _assignments(assignments), torch.Generator().manual_seed(seed))
         values = rows[:, model.names.index(target)]
         low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=values.dtype)).tolist()
@@ -161,11 +164,14 @@ def _assignments(texts: list[str]) -> dict[str, float]:
     for text in texts:
         name, equals, value = text.partition("=")
         try:
-            values[name] = float(value)
+            number = float(value)
         except ValueError:
-            equals = ""
-        if not equals:
-            raise MisuseError(f"Expected --set NAME=NUMBER, but got {text!r}.")
+            number = math.nan
+        if not equals or not math.isfinite(number):
+            raise MisuseError(f"Expected --set NAME=NUMBER, a finite one, but got {text!r}.")
+        if name in values:
+            raise MisuseError(f"{name!r} is set twice.")
+        values[name] = number
     return values
 
 
@@ -173,10 +179,14 @@ def _row(path: Path, names: tuple[str, ...]) -> list[float]:
     value = _json(path)
     if not isinstance(value, dict) or set(value) != set(names):
         raise DataError(f"The record in {path} must be a JSON object with exactly the variables {', '.join(names)}.")
-    wrong = [name for name in names if isinstance(value[name], bool) or not isinstance(value[name], int | float)]
+    wrong = [name for name in names if not _is_number(value[name])]
     if wrong:
-        raise DataError(f"The values of {wrong} in {path} are not numbers.")
+        raise DataError(f"The values of {wrong} in {path} are not finite numbers.")
     return [float(value[name]) for name in names]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _json(path: Path) -> Any:

@@ -13,6 +13,7 @@ import base64
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,11 @@ from causaldao.decisions import (
     model_shapes,
     update_size,
 )
-from causaldao.errors import CausalDAOError, ConfigurationError, GuaranteeError, IdentityError
+from causaldao.errors import CausalDAOError, ConfigurationError, GuaranteeError, IdentityError, LedgerError
 from causaldao.ledger.entry import Entry
 from causaldao.ledger.log import Log
 from causaldao.members import Roster, quorum
-from causaldao.messages import COORDINATOR, Parcel, Shape, make, names_of
+from causaldao.messages import COORDINATOR, Parcel, Shape, fields, make, names_of
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
 from causaldao.models.scm import NeuralSCM
@@ -47,6 +48,8 @@ from causaldao.study import Study
 
 RETRY_SECONDS = 5.0
 STATE = "study"
+ABORTED = "aborted"
+_NO_ABORT = (ConfigurationError, LedgerError)  # the study was not at fault, or the ledger cannot take the entry
 
 
 @dataclass
@@ -90,6 +93,8 @@ class Coordinator:
                 "Use the study it was started with, or a new ledger."
             )
         self._nodes: dict[str, int] = {}
+        self._aborted: dict[str, Any] | None = self.log.state(ABORTED)
+        self._notes: list[Entry] = []  # complaints and equivocations that wait for the step's transaction
         self._model: Tensors | None = None
 
     def run(self) -> State:
@@ -99,24 +104,23 @@ class Coordinator:
         ------
         GuaranteeError
             too few members answered before the deadline, or f is more than the rules bear; the study is then aborted
-            on the ledger, and its code is 13.
+            on the ledger, and its code is 13. Run again, it goes on from there, and its next transition says so.
         """
         try:
             self._require_rules(len(self.roster.members))
             self._step("proposed", self._propose_study)
             self._step("roll-call", self._call_roll)
-            if "closed" not in self.state.done and not self._nodes:
-                self._locate()
             self._step("evidence", self._gather_evidence)
             self._step("ballots", self._gather_ballots)
             self._step("adopted", self._adopt)
             for number in range(1, self.study.training.rounds + 1):
-                self._step(f"training {number}", lambda number=number: self._train(number))
+                self._step(f"aggregate {number}", partial(self._train, number))
+                self._step(f"training {number}", partial(self._evaluate, number))
             self._step("evaluated", self._evaluated)
             self._step("released", self._release)
             self._step("closed", self._close)
         except CausalDAOError as error:
-            if not isinstance(error, ConfigurationError) and "proposed" in self.state.done:
+            if not isinstance(error, _NO_ABORT) and "proposed" in self.state.done:
                 self._abort(error)
             raise
         return self.state
@@ -149,39 +153,58 @@ class Coordinator:
         self._commit("proposed", [genesis, *admitted, self._transition("proposed", body)])
 
     def _call_roll(self) -> None:
-        accepted, notes = self._collect("rollcall", 0, {"study": self.study.to_json()}, phase="roll call")
+        body = {"study": self.study.to_json()}
+        accepted = self._collect("rollcall", 0, body, check=self._check_roll, phase="roll call")
         self._nodes = {name: reply.node for name, reply in accepted.items()}
         present = sorted(accepted)
         self.state.present = present
-        self.state.noise = {name: str(accepted[name].statement.body.get("noise", "os")) for name in present}
+        self.state.noise = {name: accepted[name].statement.body["noise"] for name in present}
         approvals = [{"member": name, "envelope": accepted[name].parcel.envelope.decode()} for name in present]
         self._commit(
             "roll-call",
             [
-                *notes,
                 self._transition("approved", {"approvals": approvals}),
                 self._transition("roll-call", {"present": present}),
             ],
         )
 
+    def _check_roll(self, statement: Statement, parcel: Parcel) -> None:
+        fields(statement.body, {"version": str, "noise": str})
+        if len(statement.body["version"]) > 64:
+            raise IdentityError("A node's version has at most 64 characters.")
+        self._check_noise(statement)
+
+    def _check_noise(self, statement: Statement) -> None:
+        """A member says where its noise comes from; only a study that is a simulation may have it seeded."""
+        allowed = ("os", "simulated") if self.study.study.simulation else ("os",)
+        if statement.body["noise"] not in allowed:
+            raise IdentityError(f"The node's noise must be one of {', '.join(allowed)}, but it declares another.")
+
     def _locate(self) -> None:
-        """After a resume: which node is whose. Nodes answer the roll call with the bytes they sent before."""
-        replies = self.mailbox.ask(
-            self._question("rollcall", 0, {"study": self.study.to_json()}), self.mailbox.nodes(), self._deadline
-        )
-        self._nodes = {name: reply.node for name, reply in replies.accepted.items() if name in self.state.present}
+        """After a resume, or when nodes came back: which node is whose. A roll call asked again has the same answer."""
+        connected = self.mailbox.nodes()
+        self._nodes = {name: node for name, node in self._nodes.items() if node in connected}
+        unknown = [node for node in connected if node not in self._nodes.values()]
+        if set(self.state.present) <= set(self._nodes) or not unknown:
+            return
+        question = self._question("rollcall", 0, {"study": self.study.to_json()})
+        replies = self.mailbox.ask(question, unknown, self._deadline, check=self._check_roll)
+        found = {name: reply.node for name, reply in replies.accepted.items() if name in self.state.present}
+        self._nodes = {**found, **self._nodes}
 
     def _gather_evidence(self) -> None:
         d = len(self.study.names) + 1
         shapes = {"moments": Shape("int64", (d * (d + 1) // 2,))}
 
         def check(statement: Statement, parcel: Parcel) -> None:
+            fields(statement.body, {"noise": str})
+            self._check_noise(statement)
             self._evidence_of(parcel.tensors["moments"])
 
-        accepted, notes = self._collect("evidence", 0, {}, shapes=shapes, check=check)
+        accepted = self._collect("evidence", 0, {}, shapes=shapes, members=self.state.present, check=check)
         evidence = {name: self._evidence_of(reply.parcel.tensors["moments"]) for name, reply in accepted.items()}
         for name, reply in accepted.items():
-            self.state.noise[name] = str(reply.statement.body.get("noise", "os"))
+            self.state.noise[name] = reply.statement.body["noise"]
         entries = [self._spoken("evidence", accepted[name], keep=True) for name in sorted(accepted)]
         spends = self._spends("evidence", 0, sorted(accepted), plan(self.study).evidence)
         decided = decide_pool(self.study, evidence)
@@ -190,7 +213,7 @@ class Coordinator:
         self.state.pool = {**decided.to_json(), "counts": {name: e.count for name, e in sorted(evidence.items())}}
         self.state.proposal = proposal.to_json()
         pooled = Entry("pool", {"study": self.study.hash, "pool": decided.to_json(), "proposal": proposal.to_json()})
-        self._commit("evidence", [*notes, *entries, *spends, pooled, self._transition("evidence", {})])
+        self._commit("evidence", [*entries, *spends, pooled, self._transition("evidence", {})])
 
     def _gather_ballots(self) -> None:
         voters = sorted(self.state.pool["counts"])
@@ -200,9 +223,9 @@ class Coordinator:
             Ballot.from_json(statement.body, proposal)
 
         body = {"proposal": self.state.proposal}
-        accepted, notes = self._collect("ballot", 0, body, members=voters, check=check, phase="ballots")
+        accepted = self._collect("ballot", 0, body, members=voters, check=check, phase="ballots")
         entries = [self._spoken("ballot", accepted[name]) for name in sorted(accepted)]
-        self._commit("ballots", [*notes, *entries, self._transition("ballots", {"voters": sorted(accepted)})])
+        self._commit("ballots", [*entries, self._transition("ballots", {"voters": sorted(accepted)})])
 
     def _adopt(self) -> None:
         proposal = self._proposal
@@ -230,7 +253,7 @@ class Coordinator:
             if statement.body != {"base": base}:
                 raise IdentityError("The update was made against another model than the one that was sent.")
 
-        accepted, notes = self._collect(
+        accepted = self._collect(
             "update", number, {"model": meta}, tensors=model, shapes={"delta": Shape("float32", (size,))},
             members=sorted(self.state.pool["counts"]), minimum=self._least, check=check, phase="training",
         )  # fmt: skip
@@ -255,17 +278,18 @@ class Coordinator:
                 "result": digest(changed),
             })
         )  # fmt: skip
-        self._model = changed
-        evaluated, loss, more = self._evaluate(number, meta, changed)
-        entry = {"round": number, "loss": loss, "rule": self.study.aggregation.rule, "excluded": excluded}
+        entry = {"round": number, "loss": None, "rule": self.study.aggregation.rule, "excluded": excluded}
         self.state.rounds.append({**entry, "kept": [name for name in names if name not in excluded]})
-        total = self.study.training.rounds
-        self.progress(Event("training", f"round {number}: loss {loss:.3f}, excluded {names_of(excluded)}", number, total))
-        transition = self._transition("training", {"round": number, "loss": loss})
-        self._commit(f"training {number}", [*notes, *entries, *more, *evaluated, transition], model=changed)
+        self._commit(f"aggregate {number}", entries, model=changed)
+        self._model = changed
 
-    def _evaluate(self, number: int, meta: Mapping[str, Any], model: Tensors) -> tuple[list[Entry], float, list[Entry]]:
-        """The median of the members' noised losses: f liars among 2f + 1 cannot move it out of the honest range."""
+    def _evaluate(self, number: int) -> None:
+        """The median of the members' noised losses: f liars among 2f + 1 cannot move it out of the honest range.
+
+        A step of its own: resumed, it must ask about the model that was asked about before, or no node would answer.
+        """
+        model = self._tensors()
+        _, meta = self._first_model().state()
         base = digest(model)
         bound = self.study.privacy.loss_bound
 
@@ -273,7 +297,7 @@ class Coordinator:
             if statement.body != {"base": base}:
                 raise IdentityError("The evaluation is of another model than the one that was sent.")
 
-        accepted, notes = self._collect(
+        accepted = self._collect(
             "evaluation", number, {"model": meta}, tensors=model, shapes={"loss": Shape("float64", (1,))},
             members=sorted(self.state.pool["counts"]), minimum=self._least, check=check, phase="evaluate",
         )  # fmt: skip
@@ -281,12 +305,15 @@ class Coordinator:
         losses = [float(accepted[name].parcel.tensors["loss"][0]) for name in names]
         loss = float(np.clip(np.median(losses), 0.0, bound))
         spend = _given(plan(self.study).evaluation)
-        entries = self._spends("evaluation", number, names, spend)
         spoken = [
             Entry(entry.kind, {**entry.body, **self._envelope(accepted[name])}, self._payloads(accepted[name]))
-            for name, entry in zip(names, entries, strict=True)
+            for name, entry in zip(names, self._spends("evaluation", number, names, spend), strict=True)
         ]
-        return spoken, loss, notes
+        self.state.rounds[-1]["loss"] = loss
+        excluded, total = names_of(self.state.rounds[-1]["excluded"]), self.study.training.rounds
+        self.progress(Event("training", f"round {number}: loss {loss:.3f}, excluded {excluded}", number, total))
+        transition = self._transition("training", {"round": number, "loss": loss})
+        self._commit(f"training {number}", [*spoken, transition])
 
     def _evaluated(self) -> None:
         self._commit("evaluated", [self._transition("evaluated", {"rounds": len(self.state.rounds)})])
@@ -299,12 +326,14 @@ class Coordinator:
 
     def _close(self) -> None:
         result = sha256(self.log.head.root.encode())
-        accepted, notes = self._collect("close", 0, {"result": result}, members=sorted(self._nodes), minimum=0)
-        self._commit("closed", [*notes, self._transition("closed", {"heard": sorted(accepted)})])
+        accepted = self._collect("close", 0, {"result": result}, members=self.state.present, minimum=0)
+        self._commit("closed", [self._transition("closed", {"heard": sorted(accepted)})])
 
     def _abort(self, error: CausalDAOError) -> None:
+        """Record why, and what was seen of the step that failed; its half-made state is left behind."""
         body = {"code": error.code, "exit_code": error.exit_code, "reason": error.message}
-        self.log.append([self._transition("aborted", body)])
+        entries = [*self._notes, self._transition("aborted", body)]
+        self.log.append(entries, {ABORTED: {"entry": self.log.head.size + len(entries) - 1, "code": error.code}})
         self.on_state("aborted")
 
     # asking
@@ -346,29 +375,39 @@ class Coordinator:
         minimum: int | None = None,
         check: Callable[[Statement, Parcel], Any] = lambda statement, parcel: None,
         phase: str = "",
-    ) -> tuple[dict[str, Accepted], list[Entry]]:
-        """Ask until enough members have answered; name who is missing at once, give up at the deadline.
+    ) -> dict[str, Accepted]:
+        """The accepted replies: ask until enough members have answered, give up at the deadline.
 
-        Returns the accepted replies and the entries about those that were not.
+        Who is missing is named at once. What was not taken waits in ``_notes`` for the step's transaction.
         """
         wanted = list(self.roster.names) if members is None else list(members)
         barred = {name for name, status in self.state.statuses.items() if status["status"] == "excluded"}
         needed = max(self._least, quorum(len(self.roster.members), self.roster.faulty)) if minimum is None else minimum
         question = self._question(kind, round, body, tensors, shapes)
-        began, accepted, entries = self.clock.monotonic(), dict[str, Accepted](), list[Entry]()
+        began, accepted = self.clock.monotonic(), dict[str, Accepted]()
         while True:
+            if self.state.present:
+                self._locate()
             missing = [name for name in wanted if name not in accepted and name not in barred]
             bound = {self._nodes[name]: name for name in missing if name in self._nodes}
-            nodes = sorted(bound) if self._nodes else self.mailbox.nodes()
+            nodes = sorted(bound) if self.state.present else self.mailbox.nodes()
+            if len(accepted) + len(nodes) < needed:
+                absent = [name for name in missing if name not in self._nodes] if self.state.present else []
+                self._announce(kind, needed, len(accepted) + len(nodes), absent)
             replies = self.mailbox.ask(question, nodes, self._deadline, bound, check)
             accepted.update({n: reply for n, reply in replies.accepted.items() if n in missing})
             barred |= {equivocation.member for equivocation in replies.equivocations}
-            entries += self._note(kind, round, replies)
+            self._note(kind, round, replies)
+            self._note_lost(kind, round, [name for name in missing if name not in {*accepted, *barred, *self._nodes}])
             message = f"{len(accepted)} of {len(wanted)} members, {needed} needed"
             self.progress(Event(phase or kind, message, len(accepted), len(wanted)))
             if len(accepted) >= needed:
-                return {name: accepted[name] for name in sorted(accepted)}, entries
+                return {name: accepted[name] for name in sorted(accepted)}
             self._wait(kind, needed, accepted, wanted, began)
+
+    def _announce(self, kind: str, needed: int, reached: int, missing: Sequence[str]) -> None:
+        who = f"; missing: {names_of(missing)}" if missing else ""
+        self.progress(Event(QUARANTINE, f"waiting: {reached} of {needed} members for {kind}{who}"))
 
     def _wait(self, kind: str, needed: int, accepted: Mapping[str, Any], wanted: Sequence[str], began: float) -> None:
         missing = [name for name in wanted if name not in accepted]
@@ -381,14 +420,16 @@ class Coordinator:
                 f"Only {len(accepted)} of the {needed} members that {kind!r} needs answered within {self._deadline:g} s; "
                 f"missing: {names_of(missing)}. {reasons}. Bring their nodes up and resume, or declare a smaller faulty."
             )
-        self.progress(Event(QUARANTINE, f"waiting: {len(accepted)} of {needed} members for {kind}; missing: {names_of(missing)}"))
+        self._announce(kind, needed, len(accepted), missing)
         self.clock.sleep(RETRY_SECONDS)
 
-    def _note(self, kind: str, round: int, replies: Replies) -> list[Entry]:
+    def _note(self, kind: str, round: int, replies: Replies) -> None:
         """Entries and statuses for what was not taken; a member's own text never enters, only codes and our reasons."""
-        entries = []
         for rejected in replies.rejected:
-            entries.append(self._complaint(kind, round, rejected))
+            complaint = self._complaint(kind, round, rejected)
+            if complaint in self._notes:
+                continue  # the same fault at each retry is one complaint
+            self._notes.append(complaint)
             name = rejected.member
             if name is not None and self.state.statuses.get(name, {}).get("status") != "excluded":
                 status = "absent" if rejected.code == LOST else "quarantined"
@@ -400,11 +441,16 @@ class Coordinator:
                 "study": self.study.hash, "round": round, "kind": kind, "member": equivocation.member,
                 "exhibits": [equivocation.first.decode(), equivocation.second.decode()],
             }  # fmt: skip
-            entries.append(Entry("equivocation", body))
+            self._notes.append(Entry("equivocation", body))
             reason = f"signed two contents for one {kind}"
             self.state.statuses[equivocation.member] = {"status": "excluded", "reason": reason}
             self.progress(Event(QUARANTINE, f"{equivocation.member}: excluded, {reason}"))
-        return entries
+
+    def _note_lost(self, kind: str, round: int, names: Sequence[str]) -> None:
+        """Members of whom no node is known: nobody could be asked, and nobody spoke for them."""
+        known = {entry.body["member"] for entry in self._notes if entry.body["kind"] == kind}
+        lost = [Rejected(name, 0, LOST, "none of its nodes answered") for name in names if name not in known]
+        self._note(kind, round, Replies(rejected=lost))
 
     def _complaint(self, kind: str, round: int, rejected: Rejected) -> Entry:
         body = {
@@ -419,12 +465,16 @@ class Coordinator:
         """Entries and state become durable together."""
         self.state.done.append(name)
         saved: dict[str, Any] = {STATE: asdict(self.state)}
+        if any(entry.kind.startswith("study.") for entry in entries):
+            saved[ABORTED] = self._aborted = None
         if model is not None:
             saved["model"] = base64.b64encode(Parcel(b"", model).pack()).decode()
-        self.log.append(entries, saved)
+        self.log.append([*self._notes, *entries], saved)
+        self._notes.clear()
 
     def _transition(self, state: str, body: Mapping[str, Any]) -> Entry:
-        return Entry(f"study.{state}", {**body, "study": self.study.hash})
+        resumed = {} if self._aborted is None else {"resumed_after": self._aborted}
+        return Entry(f"study.{state}", {**body, **resumed, "study": self.study.hash})
 
     def _envelope(self, reply: Accepted) -> dict[str, Any]:
         return {"envelope": reply.parcel.envelope.decode(), "manifest": manifest(reply.parcel.tensors)}

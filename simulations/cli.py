@@ -23,7 +23,7 @@ def simulate(
     liars: Annotated[int, typer.Option(help="How many of them lie.")] = 0,
     attack: Annotated[str, typer.Option(help="How they lie: forge, forge-rows, flip-updates, quiet.")] = "forge",
     rule: Annotated[str, typer.Option(help="Aggregation rule of pool and updates, instead of the study's.")] = "",
-    faulty: Annotated[int, typer.Option(help="Fault bound f, instead of the study's.")] = -1,
+    faulty: Annotated[int | None, typer.Option(help="Fault bound f, instead of the study's.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split, the liars and the simulated noise.")] = 0,
     data: Annotated[str, typer.Option(help="A CSV or Parquet file, or a data set's name; the study's name if left out.")] = "",
     engine: Annotated[str, typer.Option(help="inline: one process, no Ray.")] = "inline",
@@ -39,7 +39,7 @@ def simulate(
 
         if engine != "inline":
             raise MisuseError(f"There is no engine {engine!r} in this version: use --engine inline.")
-        chosen = load_study(study, rule=rule or None, faulty=faulty if faulty >= 0 else None)
+        chosen = load_study(study, rule=rule or None, faulty=faulty)
         setting = Setting(members, liars, attack, seed)
         with Progress(quiet=as_json) as progress:
             result = simulate(chosen, load_table(data or chosen.name), out, setting, resume=resume, progress=progress)

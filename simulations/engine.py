@@ -103,19 +103,21 @@ class InlineGrid(Grid):
         message.metadata.__dict__["_message_id"] = message_id
         if self.faults.request(message):
             node = message.metadata.dst_node_id
-            with _identity(node):
+            with identity(node):
                 reply = self._handle(node, through_bytes(message))
-            reply.metadata.__dict__["_message_id"] = f"reply-{self._sent}"
-            self._inbox[message_id] = through_bytes(reply)
+            self._inbox[message_id] = reply
         return message_id
 
     def _handle(self, node: int, message: Message) -> Message:
         try:
-            return self._clients[node](message, self._contexts[node])
-        except (
-            Exception
-        ) as error:  # what a ClientApp raises must not end the round: as in Flower, it is a code
-            return Message(Error(_RAISED, type(error).__name__), reply_to=message)
+            return self._numbered(self._clients[node](message, self._contexts[node]))
+        except Exception as error:
+            # What a ClientApp raises, or returns in place of a message, must not end the round: it is a code.
+            return self._numbered(Message(Error(_RAISED, type(error).__name__), reply_to=message))
+
+    def _numbered(self, reply: Message) -> Message:
+        reply.metadata.__dict__["_message_id"] = f"reply-{self._sent}"
+        return through_bytes(reply)
 
 
 def through_bytes(message: Message) -> Message:
@@ -128,12 +130,12 @@ def run(
     app: ServerApp, grid: InlineGrid, run_config: dict[str, bool | float | int | str] | None = None
 ) -> None:
     """Run a ServerApp on an inline grid."""
-    with _identity(SERVER):
+    with identity(SERVER):
         app(grid, Context(RUN, SERVER, {}, RecordDict(), run_config or {}))
 
 
 @contextmanager
-def _identity(node: int) -> Iterator[None]:
+def identity(node: int) -> Iterator[None]:
     """Flower's task identity for the time of one delivery."""
     identity: Any = TaskIdentity
     names = ("_run_id", "_node_id", "_task_id")

@@ -19,7 +19,8 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from causaldao.client.app import client_app
-from causaldao.client.node import Conduct, Node, NodeConfig
+from causaldao.client.data.checks import require as require_data
+from causaldao.client.node import Conduct, Lifetime, Node, NodeConfig
 from causaldao.errors import ConfigurationError, GuaranteeError, MisuseError
 from causaldao.ledger.bundle import export, write_policy
 from causaldao.ledger.log import Log
@@ -32,7 +33,7 @@ from causaldao.server.clock import SimulatedClock
 from causaldao.server.coordinator import Coordinator, State
 from causaldao.server.mailbox import Mailbox
 from causaldao.server.progress import Event
-from causaldao.signing import SigningKey
+from causaldao.signing import SigningKey, check_name, sha256
 from causaldao.simulations.attacks import attack
 from causaldao.simulations.datasets import split
 from causaldao.simulations.engine import NO_FAULTS, Faults, InlineGrid, run
@@ -57,8 +58,9 @@ class Setting:
             raise MisuseError(f"liars = {self.liars} must lie in [0, {self.members}], the number of members.")
         if not 1 <= self.members <= 1000:
             raise MisuseError(f"members = {self.members} must lie in [1, 1000].")
-        if self.liars:
-            attack(self.attack)
+        if self.seed < 0:
+            raise MisuseError(f"seed = {self.seed} must be 0 or more.")
+        attack(self.attack)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,13 +95,16 @@ def simulate(
     ------
     GuaranteeError
         the study's faulty is more than this many members can bear: names the largest f. Nothing is written.
+    DataError
+        the table to be dealt does not fit the study's variables. Nothing is written.
     ConfigurationError
         the folder holds a run and ``resume`` was not asked for, or holds another run than the one to resume.
     """
-    names = tuple(sorted(data)) if isinstance(data, Mapping) else setting.names
+    names = tuple(check_name(name) for name in sorted(data)) if isinstance(data, Mapping) else setting.names
     _require_members(study, len(names))
-    _claim(out, study, setting, resume)
-    nodes = _nodes(out, study, setting, names, data, conducts or {})
+    parts = _dealt(study, data, setting, names)
+    _claim(out, _described(study, data, setting), study, resume)
+    nodes = _nodes(out, study, setting, parts, conducts or {})
     clock = SimulatedClock()
     key = _key(out / "coordinator.pem")
     roster = Roster("simulation", tuple(Member(node.config.name, node.key.public) for node in nodes), study.consensus.faulty)
@@ -123,38 +128,55 @@ def _require_members(study: Study, members: int) -> None:
         raise GuaranteeError(f"faulty = {study.consensus.faulty} of {members} members: the largest f is {members - 1}.")
 
 
-def _claim(out: Path, study: Study, setting: Setting, resume: bool) -> None:
+def _described(
+    study: Study, data: pd.DataFrame | Mapping[str, pd.DataFrame], setting: Setting
+) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that was started."""
+    tables = data if isinstance(data, Mapping) else {"": data}
+    rows = {name: pd.util.hash_pandas_object(table, index=False) for name, table in tables.items()}
+    digest = sha256(b"".join(name.encode() + b"\0" + rows[name].to_numpy().tobytes() for name in sorted(rows)))
+    return {"study": study.hash, "setting": asdict(setting), "data": digest}
+
+
+def _claim(out: Path, described: Mapping[str, Any], study: Study, resume: bool) -> None:
     """Take the folder for this run, or make sure that it is the one to resume."""
-    described = {"study": study.hash, "setting": asdict(setting)}
     file = out / RUN_FILE
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(f"{out} is a file: --out names the folder of a run.")
     if not resume:
         if out.exists() and any(out.iterdir()):
             raise ConfigurationError(f"The folder {out} is not empty: resume its run with --resume, or choose another --out.")
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "study.json", json.dumps(study.to_json(), indent=1))
         write_text(file, json.dumps(described, indent=1))
+        write_text(out / "study.json", json.dumps(study.to_json(), indent=1))
     elif not file.is_file():
         raise ConfigurationError(f"The folder {out} holds no run to resume: leave out --resume to start one.")
     elif json.loads(file.read_text()) != described:
         raise ConfigurationError(
-            f"The run in {out} was started with other settings or another study: {file.read_text().strip()}. "
+            f"The run in {out} was started with other settings, other data or another study: {file.read_text().strip()}. "
             "Resume it with the same options, or choose another --out."
         )
 
 
-def _nodes(
-    out: Path, study: Study, setting: Setting, names: tuple[str, ...],
-    data: pd.DataFrame | Mapping[str, pd.DataFrame], conducts: Mapping[str, Conduct],
-) -> list[Node]:  # fmt: skip
+def _dealt(
+    study: Study, data: pd.DataFrame | Mapping[str, pd.DataFrame], setting: Setting, names: tuple[str, ...]
+) -> dict[str, pd.DataFrame]:
+    """Each member's rows."""
     if isinstance(data, Mapping):
-        parts = [data[name] for name in names]
-    else:
-        parts = split(data, setting.members, generator=np.random.default_rng([setting.seed, 0]))
+        return {name: data[name] for name in names}
+    require_data(data, study.dictionary)
+    parts = split(data, setting.members, generator=np.random.default_rng([setting.seed, 0]))
+    return dict(zip(names, parts, strict=True))
+
+
+def _nodes(
+    out: Path, study: Study, setting: Setting, parts: Mapping[str, pd.DataFrame], conducts: Mapping[str, Conduct]
+) -> list[Node]:
     coordinator = _key(out / "coordinator.pem").public.to_text("coordinator")
     liar = attack(setting.attack).conduct(study) if setting.liars else Conduct()
     lying = dict.fromkeys(setting.liar_names, liar) if setting.liars else {}
     nodes = []
-    for name, rows in zip(names, parts, strict=True):
+    for name, rows in parts.items():
         folder = out / "nodes" / name
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "data.parquet").exists():
@@ -164,7 +186,7 @@ def _nodes(
         config = NodeConfig(
             name=name, federation="simulation", coordinator=coordinator, data="data.parquet", dataset=study.name,
             approved=(study.hash,), insecure_seed=setting.seed if study.study.simulation else None,
-            lifetime={"epsilon": study.privacy.epsilon, "delta": study.privacy.delta},
+            lifetime=Lifetime(epsilon=study.privacy.epsilon, delta=study.privacy.delta),
         )  # fmt: skip
         nodes.append(Node(config, _key(folder / "key.pem"), folder, conducts.get(name, lying.get(name, Conduct()))))
     return nodes
@@ -172,7 +194,10 @@ def _nodes(
 
 def _key(path: Path) -> SigningKey:
     if not path.exists():
-        SigningKey.generate().save(path)
+        temporary = path.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        SigningKey.generate().save(temporary)
+        os.replace(temporary, path)
     return SigningKey.load(path)
 
 
@@ -224,14 +249,12 @@ def _result(
 
 def _member(name: str, state: State) -> dict[str, Any]:
     pool = state.pool
-    known = state.statuses.get(name)
-    status, reason = "ok", ""
-    if known is not None:
-        status, reason = known["status"], known["reason"]
-    elif name in pool["accused"]:
+    known = state.statuses.get(name, {"status": "ok", "reason": ""})
+    status, reason = known["status"], known["reason"]
+    if status != "excluded" and name in pool["accused"]:  # graver than a reply that was not taken
         status = "accused"
         reason = f"its evidence deviates by {pool['deviations'][name]:.1f} standard deviations; {pool['critical']:.1f} is the bound"
-    elif name in pool["excluded"]:
+    elif status == "ok" and name in pool["excluded"]:
         status, reason = "excluded", "farthest from the others by rank; not accused"
     count = pool["counts"].get(name)
     return {"name": name, "noisy_count": None if count is None else round(count, 1), "status": status, "reason": reason}

@@ -76,7 +76,8 @@ class CausalDAO:
     model_aggregation : rule for evidence and updates: "multi-krum", "mean", "trimmed-mean" or "coordinate-median".
     faulty : the number f of members that may lie; multi-Krum needs at least 2f + 3 members.
     epsilon, delta : the record-level privacy that each member spends on the whole study.
-    effects : pairs (treatment, outcome); the adopted graph says what to adjust for.
+    effects : (treatment, outcome), where the adopted graph says what to adjust for, or (treatment, outcome, adjustment)
+        with the adjustment given: [] for a treatment that was drawn by lot.
     knowledge : `Knowledge`, or a `CausalRuleSet` whose rules are required edges.
     rounds : of private training; 0 votes on the graph only.
     """
@@ -90,7 +91,7 @@ class CausalDAO:
         faulty: int = 0,
         epsilon: float = 3.0,
         delta: float = 1e-6,
-        effects: Sequence[tuple[str, str]] = (),
+        effects: Sequence[tuple[str, str] | tuple[str, str, Sequence[str]]] = (),
         knowledge: Knowledge | CausalRuleSet = NONE,
         rounds: int = 3,
         question: str = "What causes what?",
@@ -105,7 +106,7 @@ class CausalDAO:
             "training": {"rounds": rounds},
             "aggregation": {"rule": model_aggregation, "pool": "mean" if model_aggregation == "mean" else "multi-krum"},
             "privacy": {"epsilon": epsilon, "delta": delta, **({} if rounds else {"split": split})},
-            "effects": [{"treatment": treatment, "outcome": outcome} for treatment, outcome in effects],
+            "effects": [dict(zip(("treatment", "outcome", "adjustment"), effect, strict=False)) for effect in effects],
         }
         self.study = Study.from_mapping(self._document, "CausalDAO")
         self._clients: dict[str, FederatedClient] = {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from causaldao.aggregation.rules import RULES, Rule, krum_scores, require
+from causaldao.aggregation.rules import RULES, Rule, by_name, krum_scores, require
 from causaldao.errors import GuaranteeError, MisuseError
 
 __all__ = ["RULES", "Aggregate", "Rule", "aggregate", "krum_scores", "require", "weights_from_gram"]
@@ -65,9 +65,8 @@ def aggregate(
     """
     if updates.ndim != 2 or updates.shape[0] == 0:
         raise MisuseError(f"Expected updates of shape (n, d) with n > 0, but got {tuple(updates.shape)}.")
-    chosen = RULES.get(rule) if isinstance(rule, str) else rule
-    require(rule if isinstance(rule, str) else rule.name, len(updates), faulty)
-    assert chosen is not None
+    chosen = by_name(rule) if isinstance(rule, str) else rule
+    require(chosen, len(updates), faulty)
     finite = _finite_rows(updates)
     bad = [k for k in range(len(updates)) if k not in finite]
     if len(bad) > faulty and chosen.name != "mean":
@@ -115,10 +114,14 @@ def _gram(updates: Tensor, finite: list[int]) -> Tensor:
 
 def _by_columns(updates: Tensor, finite: list[int], rule: Rule, faulty: int) -> Tensor:
     assert rule.combine is not None
-    chunks = updates.split(_CHUNK, dim=1)
+    chunks = _columns(updates)
     return torch.cat([rule.combine(chunk[finite].double(), max(faulty, 0)) for chunk in chunks])
+
+
+def _columns(updates: Tensor) -> list[Tensor]:
+    return [updates[:, start : start + _CHUNK] for start in range(0, max(updates.shape[1], 1), _CHUNK)]
 
 
 def _weighted(updates: Tensor, weights: Tensor) -> Tensor:
     kept = [k for k in range(len(updates)) if float(weights[k]) > 0]
-    return torch.cat([weights[kept] @ chunk[kept].double() for chunk in updates.split(_CHUNK, dim=1)])
+    return torch.cat([weights[kept] @ chunk[kept].double() for chunk in _columns(updates)])

@@ -33,11 +33,10 @@ class Rule:
     combine: Combine | None = None
 
 
-def require(name: str, members: int, faulty: int) -> None:
+def require(chosen: str | Rule, members: int, faulty: int) -> None:
     """Refuse n and f outside a rule's guarantee, naming the largest f that n members bear."""
-    rule = RULES.get(name)
-    if rule is None:
-        raise MisuseError(f"There is no aggregation rule {name!r}; choose one of {', '.join(RULES)}.")
+    rule = by_name(chosen) if isinstance(chosen, str) else chosen
+    name = rule.name
     if faulty < 0:
         raise MisuseError(f"faulty = {faulty} must be 0 or more.")
     if members >= rule.least(faulty):
@@ -48,6 +47,13 @@ def require(name: str, members: int, faulty: int) -> None:
         f"The rule {name!r} with faulty = {faulty} needs at least {rule.least(faulty)} members; {members} {bears}. "
         "Declare a smaller faulty, admit more members, or choose another rule."
     )
+
+
+def by_name(name: str) -> Rule:
+    """A rule by name; an unknown one is a MisuseError that lists the choices."""
+    if name not in RULES:
+        raise MisuseError(f"There is no aggregation rule {name!r}; choose one of {', '.join(RULES)}.")
+    return RULES[name]
 
 
 def krum_scores(distances: Tensor, faulty: int) -> Tensor:
@@ -72,7 +78,9 @@ def _multi_krum(gram: Tensor, faulty: int) -> Tensor:
     Ties go to the row that stands first; callers order rows by member name.
     """
     norms = gram.diagonal()
-    scores = krum_scores((norms[:, None] + norms[None] - 2 * gram).clamp_min(0), faulty)
+    # rows so far out that their products overflow are infinitely far, also from one another
+    distances = (norms[:, None] + norms[None] - 2 * gram).nan_to_num(nan=torch.inf, posinf=torch.inf).clamp_min(0)
+    scores = krum_scores(distances, faulty)
     order = sorted(range(len(gram)), key=lambda k: (float(scores[k]), k))
     weights = torch.zeros(len(gram), dtype=torch.float64)
     kept = order[: len(gram) - faulty]

@@ -41,7 +41,7 @@ class Variable:
 
     def __post_init__(self) -> None:
         low, high = self.bounds
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        if not (low < high and math.isfinite(abs(low) + abs(high))):
             raise ConfigurationError(
                 f"Variable {self.name!r} has bounds [{low}, {high}]: give two finite numbers, low < high."
             )

@@ -24,7 +24,10 @@ VARIANTS = {
 
 def measure(*, seeds: int = 20, variants: Sequence[str] = tuple(VARIANTS), scenario: str = "rand-hie") -> dict[str, Any]:
     """For each variant: the runs, and what they come to."""
-    return {"scenario": scenario, "seeds": seeds, **{name: _variant(scenario, seeds, VARIANTS[name]) for name in variants}}
+    found = {name: _variant(scenario, seeds, VARIANTS[name]) for name in variants}
+    if {"honest", "quiet"} <= set(found):
+        found["quiet"] |= _moved(found["honest"]["runs"], found["quiet"]["runs"])
+    return {"scenario": scenario, "seeds": seeds, **found}
 
 
 def _variant(scenario: str, seeds: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -36,6 +39,13 @@ def _variant(scenario: str, seeds: int, options: dict[str, Any]) -> dict[str, An
             setting = Setting(10, options["liars"], options["attack"], seed)
             runs.append(_line(seed, simulate(study, table, Path(folder) / "run", setting)))
     return {**_summary(runs), "runs": runs}
+
+
+def _moved(honest: list[dict[str, Any]], quiet: list[dict[str, Any]]) -> dict[str, Any]:
+    """How far the quiet liars move the answer: the same seeds, so the same split and the same noise, with and without."""
+    moved = [abs(q["estimate"] - h["estimate"]) for h, q in zip(honest, quiet, strict=True)]
+    within = sum(distance <= run["bound"] for distance, run in zip(moved, quiet, strict=True))
+    return {"moved_median": median(moved), "moved_most": max(moved), "moved_within_bound": within}
 
 
 def _line(seed: int, result: dict[str, Any]) -> dict[str, Any]:

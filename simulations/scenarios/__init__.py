@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from causaldao.aggregation.rules import RULES
 from causaldao.client.data.sources import read
-from causaldao.errors import ConfigurationError
+from causaldao.errors import ConfigurationError, MisuseError
 from causaldao.simulations.datasets import load
 from causaldao.study import Study
 
@@ -25,6 +26,8 @@ def load_study(source: Path, *, rule: str | None = None, faulty: int | None = No
     ``rule`` replaces the rule of the updates, and that of the pool where the pool has one of that name ("mean",
     "multi-krum"). A changed study is another study: it has another hash.
     """
+    if rule is not None and rule not in RULES:
+        raise MisuseError(f"There is no aggregation rule {rule!r}; choose one of {', '.join(RULES)}.")
     text, name = _text(source)
     study = Study.from_toml(text, name)
     if rule is None and faulty is None:
@@ -34,7 +37,7 @@ def load_study(source: Path, *, rule: str | None = None, faulty: int | None = No
         changed["aggregation"] = {"rule": rule, "pool": rule if rule in ("mean", "multi-krum") else "multi-krum"}
     if faulty is not None:
         changed["consensus"]["faulty"] = faulty
-    return Study.from_mapping(changed, f"{name} with --rule {rule}, --faulty {faulty}")
+    return Study.from_mapping(changed, f"{name} with the options given")
 
 
 def load_table(source: str) -> pd.DataFrame:

@@ -1,0 +1,120 @@
+"""The study file: every fault at once, and one hash for one meaning."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from causaldao.errors import ConfigurationError
+from causaldao.signing import canonical
+from causaldao.study import Study
+from tests.causaldao.cases import STUDY_TOML, study
+
+SCENARIO = Path(__file__).parents[2] / "simulations" / "scenarios" / "rand-hie.toml"
+
+
+def test_only_the_first_fault_is_reported() -> None:
+    wrong = STUDY_TOML.replace("faulty = 1", "falty = 1").replace("rounds = 2", "rounds = -3")
+    wrong = wrong.replace("epsilon = 4.0", 'epsilon = "much"')
+    with pytest.raises(ConfigurationError) as caught:
+        Study.from_toml(wrong, "mine.toml")
+    assert caught.value.exit_code == 10
+    shown = caught.value.problems
+    assert len(shown) == 3
+    for key, what in (("consensus.falty", "unknown key"), ("training.rounds", "-3"), ("privacy.epsilon", "much")):
+        assert any(line.startswith(f"mine.toml: {key}: ") and what in line for line in shown), shown
+
+
+def test_faults_between_keys_hide_one_another() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        study(
+            members={"rows_min": 50, "rows_max": 20}, aggregation={"rule": "krumm"},
+            privacy={"split": {"evidence": 0.5, "training": 0.1, "evaluation": 0.1}},
+            knowledge={"required": [["pain", "dose"], ["dose", "pain"], ["height", "age"]]},
+        )  # fmt: skip
+    shown = "\n".join(caught.value.problems)
+    for words in ("rows_min 50", "krumm", "sum to 1", "height", "both required"):
+        assert words in shown
+    assert len(caught.value.problems) >= 5
+
+
+@pytest.mark.parametrize("change", [
+    {"privacy": {"epsilon": 0}}, {"privacy": {"epsilon": float("nan")}}, {"privacy": {"epsilon": float("inf")}},
+    {"privacy": {"delta": 0.5}}, {"consensus": {"threshold": 0.5}}, {"consensus": {"faulty": -1}}, {"consensus": {"level": 0}},
+    {"discovery": {"clip": 9.0}}, {"discovery": {"clip": 1.0}}, {"discovery": {"method": "magic"}}, {"discovery": {"evidence": "rows"}},
+    {"training": {"sample_rate": 0}}, {"training": {"sample_rate": 1.5}}, {"study": {"name": "../x"}}, {"study": {"name": "x\n"}},
+    {"study": {"purpose": ""}}, {"members": {"rows_min": 1}}, {"aggregation": {"pool": "median"}}, {"study": {"seed": 1}},
+    {"privacy": {"split": {"evidence": 1.0, "training": 0.0, "evaluation": 0.0}}},
+])  # fmt: skip
+def test_a_study_that_cannot_be_run_is_proposed(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        study(**change)
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    document = study().to_json()
+    document[path] = value
+    return document
+
+
+@pytest.mark.parametrize("effects", [
+    [{"treatment": "dose", "outcome": "dose"}], [{"treatment": "dose", "outcome": "height"}],
+    [{"treatment": "dose", "outcome": "pain", "adjustment": ["pain"]}], [{"treatment": "dose", "outcome": "pain", "adjustment": ["dose"]}],
+    [{"treatment": "dose", "outcome": "pain", "adjustment": ["age", "age"]}], [{"treatment": "dose", "outcome": "pain", "adjustment": "all"}],
+])  # fmt: skip
+def test_a_question_without_an_answer_is_found_after_the_budget_is_spent(effects: list[dict[str, Any]]) -> None:
+    with pytest.raises(ConfigurationError):
+        Study.from_mapping(_with("effects", effects))
+
+
+@pytest.mark.parametrize("variable", [
+    {"kind": "binary", "bounds": [0, 2]}, {"kind": "count", "bounds": [-1, 2]}, {"kind": "continuous", "bounds": [1, 1]},
+    {"kind": "continuous", "bounds": [-1e308, 1e308]}, {"kind": "categorical", "bounds": [0, 1]}, {"name": "a b"}, {"name": "dose"},
+    {"kind": "continuous", "bounds": [-2, 1], "transform": "log1p"}, {"bounds": [0]}, {"tier": -1},
+])  # fmt: skip
+def test_a_variable_that_cannot_be_scaled(variable: dict[str, Any]) -> None:
+    variables = study().to_json()["variables"]
+    with pytest.raises(ConfigurationError):
+        Study.from_mapping(_with("variables", [{**variables[0], **variable}, *variables[1:]]))
+
+
+def test_a_hash_depends_on_how_the_file_is_written() -> None:
+    plain = Study.from_toml(STUDY_TOML)
+    spaced = STUDY_TOML.replace(" = ", "   =  ").replace("[privacy]", "# a comment\n\n[privacy]")
+    written_out = STUDY_TOML.replace("restarts = 2", 'restarts = 2\nmethod = "boss"\nlattice = 1024')
+    integers = STUDY_TOML.replace("[-6.0, 6.0]", "[-6, 6]").replace("epsilon = 4.0", "epsilon = 4")
+    for text in (spaced, written_out, integers):
+        assert Study.from_toml(text).hash == plain.hash
+    assert Study.from_mapping(json.loads(canonical(plain.to_json()))).hash == plain.hash
+    for other in (STUDY_TOML.replace("4.0", "4.5"), STUDY_TOML.replace("A test.", "A test!"), STUDY_TOML.replace("small", "smaller")):
+        assert Study.from_toml(other).hash != plain.hash
+
+
+def test_the_hash_of_a_study_changes_from_version_to_version() -> None:
+    """Approvals and ledgers name this hash: if it must change, nodes have to approve again; say so in the changelog."""
+    assert Study.from_toml(STUDY_TOML).hash == "a2a57fb188e91117890f246a1a6030947b514adf77cbd39fdedac4b0c96f7bb6"
+
+
+def test_the_scenario_cannot_be_read() -> None:
+    asked = Study.from_toml(SCENARIO.read_text(), os.fspath(SCENARIO))
+    assert asked.dictionary.names == asked.names
+    assert asked.prior.tiers["visits"] == 1
+
+
+def test_what_is_not_toml() -> None:
+    with pytest.raises(ConfigurationError, match=r"x\.toml is not valid TOML"):
+        Study.from_toml("[study", "x.toml")
+    for value in (None, [], "x", {}):
+        with pytest.raises(ConfigurationError):
+            Study.from_mapping(value)
+
+
+def test_a_default_is_missing_from_what_is_hashed() -> None:
+    document = study().to_json()
+    assert document["discovery"]["lattice"] == 1024
+    assert document["knowledge"] == {"required": [], "forbidden": []}
+    assert document["effects"] == [{"treatment": "dose", "outcome": "pain", "adjustment": ["age"]}]

@@ -1,0 +1,150 @@
+"""`causaldao discover`, `effect`, `do`, `counterfactual`: right answers, and no traceback for a wrong one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from causaldao.__main__ import app
+from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.graph import CausalGraph
+from causaldao.models.scm import LinearSCM, NeuralSCM
+from tests.simulations import small
+
+TABLE = small.table(4000)
+CHAIN = CausalGraph.dag([("a", "b"), ("b", "c")])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "table.csv"
+    TABLE.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves for questions: its effects and its model."""
+    folder = tmp_path_factory.mktemp("run")
+    effect = {"treatment": "a", "outcome": "c", "adjustment": [], "estimate": 0.72, "interval": [0.6, 0.8]}
+    (folder / "result.json").write_text(json.dumps({"effects": [effect]}))
+    linear = LinearSCM.from_evidence(Evidence.from_data(TABLE), CHAIN)
+    NeuralSCM.from_linear(linear, 2, generator=torch.Generator().manual_seed(0)).save(
+        folder / "model.safetensors"
+    )
+    return folder
+
+
+def run(*arguments: Any) -> tuple[int, dict[str, Any]]:
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert not isinstance(result.exception, Exception), result.exception
+    envelope = json.loads(result.stdout)
+    return result.exit_code, envelope["data" if envelope["status"] == "ok" else "error"]
+
+
+@pytest.mark.parametrize("method", ["boss", "pc"])
+def test_discover_finds_the_chain(method: str, data: Path) -> None:
+    code, found = run("discover", data, "--method", method)
+    assert code == 0
+    pairs = CausalGraph.from_json(found["graph"]).skeleton()
+    assert pairs == CHAIN.skeleton()
+
+
+def test_discover_heeds_knowledge(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "known.toml").write_text('required = [["a", "b"]]\n')
+    code, found = run("discover", data, "--knowledge", tmp_path / "known.toml")
+    assert code == 0
+    assert ("a", "b") in CausalGraph.from_json(found["graph"]).directed
+
+
+def test_the_effect_in_a_table_is_adjusted_as_the_graph_says(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "graph.json").write_text(json.dumps(CHAIN.to_json()))
+    code, found = run(
+        "effect", data, "--treatment", "b", "--outcome", "c", "--graph", tmp_path / "graph.json"
+    )
+    assert code == 0
+    (effect,) = found["effects"]
+    assert effect["interval"][0] < 0.8 < effect["interval"][1]
+
+
+def test_the_effect_of_a_run_is_the_one_it_estimated(finished: Path) -> None:
+    code, found = run("effect", finished, "--treatment", "a", "--outcome", "c")
+    assert (code, found["effects"][0]["estimate"]) == (0, 0.72)
+
+
+def test_do_moves_the_target_by_the_chains_product(finished: Path) -> None:
+    code, low = run("do", finished, "--set", "a=0", "--target", "c")
+    high = run("do", finished, "--set", "a=2", "--target", "c")[1]
+    assert code == 0
+    assert high["mean"] - low["mean"] == pytest.approx(2 * 0.9 * 0.8, abs=0.15)
+    assert low["quantiles"]["0.05"] < low["mean"] < low["quantiles"]["0.95"]
+
+
+def test_a_counterfactual_keeps_what_is_not_downstream(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "row.json").write_text('{"a": 1.0, "b": 0.5, "c": 0.25}')
+    code, found = run("counterfactual", finished, tmp_path / "row.json", "--set", "b=1.5")
+    assert code == 0
+    values = {name: value["counterfactual"] for name, value in found["variables"].items()}
+    assert values["a"] == pytest.approx(1.0, abs=1e-5)
+    assert values["b"] == pytest.approx(1.5, abs=1e-5)
+    assert values["c"] == pytest.approx(0.25 + 0.8, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["discover", "{data}", "--method", "magic"], 2),
+        (["discover", "{tmp}/nothing.csv"], 11),
+        (["discover", "{text}"], 11),
+        (["discover", "{nan}"], 11),
+        (["discover", "{data}", "--knowledge", "{tmp}/none.toml"], 10),
+        (["discover", "{data}", "--knowledge", "{text}"], 10),
+        (["discover", "{data}", "--method", "pc", "--alpha", "7"], 2),
+        (["effect", "{data}", "--treatment", "a", "--outcome", "zzz"], 2),
+        (["effect", "{data}", "--treatment", "a", "--outcome", "a"], 2),
+        (["effect", "{data}", "--treatment", "a", "--outcome", "c", "--graph", "{text}"], 10),
+        (["effect", "{data}", "--treatment", "a", "--outcome", "c", "--graph", "{list}"], 10),
+        (["effect", "{run}", "--treatment", "a", "--outcome", "b"], 2),
+        (["effect", "{tmp}", "--treatment", "a", "--outcome", "b"], 10),
+        (["do", "{run}", "--set", "a=1", "--target", "zzz"], 2),
+        (["do", "{run}", "--set", "zzz=1", "--target", "c"], 2),
+        (["do", "{run}", "--set", "a=much", "--target", "c"], 2),
+        (["do", "{run}", "--set", "a", "--target", "c"], 2),
+        (["do", "{run}", "--set", "a=nan", "--target", "c"], 2),
+        (["do", "{run}", "--set", "a=inf", "--target", "c"], 2),
+        (["do", "{run}", "--set", "a=1", "--set", "a=2", "--target", "c"], 2),
+        (["do", "{run}", "--set", "a=1", "--target", "c", "--samples", "1"], 2),
+        (["do", "{run}", "--set", "a=1", "--target", "c", "--samples", "1000000000"], 2),
+        (["do", "{tmp}", "--set", "a=1", "--target", "c"], 11),
+        (["counterfactual", "{run}", "{short}", "--set", "a=1"], 11),
+        (["counterfactual", "{run}", "{nanrow}", "--set", "a=1"], 11),
+        (["counterfactual", "{run}", "{list}", "--set", "a=1"], 11),
+        (["counterfactual", "{run}", "{text}", "--set", "a=1"], 10),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_question_is_an_error_of_ours(
+    arguments: list[str], code: int, data: Path, finished: Path, tmp_path: Path
+) -> None:
+    files = {
+        "text": "a,b,c\nx,y,z\n",
+        "nan": "a,b,c\n1,2,3\n,2,3\n2,1,0\n",
+        "short": '{"a": 1}',
+        "nanrow": '{"a": NaN, "b": 1, "c": 2}',
+        "list": "[1, 2]",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    places = {
+        "data": data,
+        "run": finished,
+        "tmp": tmp_path,
+        **{name: tmp_path / f"{name}.csv" for name in files},
+    }
+    found, error = run(*(argument.format(**places) for argument in arguments))
+    assert (found, error["exit_code"]) == (code, code), error
