@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from causaldao.ballots import Ballot, Proposal, propose
 from causaldao.consensus import Consensus, ConsensusRule, adopt
 from causaldao.models.discovery.evidence import Evidence
-from causaldao.models.effects import Effect, average_effect, effect_set
+from causaldao.models.effects import Effect, average_effect, doubted, effect_set
 from causaldao.models.graph import CausalGraph
 from causaldao.models.scm import LinearSCM, NeuralSCM
 from causaldao.pool import Pool, Question, Settings, pool
@@ -83,20 +82,7 @@ def _estimates(spec: EffectSpec, pooled: Evidence, consensus: Consensus) -> tupl
     if spec.adjustment != "auto":
         return (average_effect(pooled, spec.treatment, spec.outcome, spec.adjustment),)
     found = effect_set(pooled, consensus.pattern, spec.treatment, spec.outcome)
-    return tuple(_shown(effect, pooled, consensus.dag) if effect.implied else effect for effect in found)
-
-
-def _shown(implied: Effect, pooled: Evidence, dag: CausalGraph) -> Effect:
-    """A zero that follows from the graph, as an estimate that can be wrong.
-
-    A graph found in little or noisy evidence lacks edges for want of power, and "exactly zero" would be a false
-    certainty. Adjusting for the treatment's parents is valid whether or not the missing path exists.
-    """
-    parents = tuple(sorted(dag.parents(implied.treatment)))
-    if implied.outcome in parents:
-        return implied
-    estimate = average_effect(pooled, implied.treatment, implied.outcome, parents, implied.level)
-    return replace(estimate, implied=True)
+    return tuple(doubted(effect, pooled, consensus.dag) if effect.implied else effect for effect in found)
 
 
 def _effect_json(study: Study, effect: Effect) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from causaldao.errors import ConfigurationError, DataError, MisuseError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from causaldao.models.effects import Effect
+    from causaldao.models.graph import CausalGraph
     from causaldao.models.scm import NeuralSCM
 
 discover_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -36,6 +38,7 @@ def discover(
     knowledge: Annotated[Path | None, typer.Option(help="A TOML file: required, forbidden, tiers.")] = None,
     alpha: Annotated[float, typer.Option(help="Test level of pc.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of the restarts of boss.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the graph (JSON) here, for effect --graph.")] = None,
     as_json: Json = False,
 ) -> None:
     """Find a causal graph in one table. The rows stay in this process."""
@@ -51,7 +54,10 @@ def discover(
         if method == "boss":
             options = {"generator": torch.Generator().manual_seed(seed)}
         graph = discover(Evidence.from_data(_table(data)), method, known, **options)
-        output.emit({"method": method, "graph": graph.to_json()}, "\n".join(str(edge) for edge in sorted(graph.edges)) or "no edges")
+        if out is not None:
+            _write(out, json.dumps(graph.to_json(), indent=1))
+        edges = "\n".join(str(edge) for edge in sorted(graph.edges)) or "no edges"
+        output.emit({"method": method, "graph": graph.to_json()}, edges)
 
 
 @effect_app.command()
@@ -59,18 +65,22 @@ def effect(
     source: Annotated[Path, typer.Argument(help="A CSV or Parquet file, or the folder of a run.")],
     treatment: Annotated[str, typer.Option(help="The variable that is set.")],
     outcome: Annotated[str, typer.Option(help="The variable that answers.")],
-    graph: Annotated[Path | None, typer.Option(help="A graph (JSON) that says what to adjust for.")] = None,
+    graph: Annotated[
+        Path | None, typer.Option(help="A graph (JSON, from discover --out or a run) that says what to adjust for.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The average effect of a treatment, with its standard error and interval."""
     with command(as_json) as output:
-        found = _run_effects(source, treatment, outcome) if source.is_dir() else _table_effects(source, graph, treatment, outcome)
-        lines = [
-            f"{treatment} -> {outcome} given {', '.join(e['adjustment']) or 'nothing'}: {e['estimate']:+.4f} "
-            f"[{e['interval'][0]:+.4f}, {e['interval'][1]:+.4f}]"
-            for e in found
-        ]
-        output.emit({"effects": found}, "\n".join(lines))
+        if source.is_dir() and graph is not None:
+            raise MisuseError("A run has its own graph: leave out --graph, or give the table instead of the run.")
+        found = (
+            _run_effects(source, treatment, outcome)
+            if source.is_dir()
+            else _table_effects(source, graph, treatment, outcome)
+        )
+        notes = _effect_notes(found, source, graph)
+        output.emit({"effects": found, "notes": notes}, "\n".join([*map(_effect_line, found), *notes]))
 
 
 @do_app.command("do")
@@ -86,18 +96,24 @@ def intervene(
     with command(as_json) as output:
         import torch
 
-        model = _model(run)
+        model, chosen = _model(run), _assignments(assignments)
         if target not in model.names:
             raise MisuseError(f"There is no variable {target!r}; the model has {', '.join(model.names)}.")
         if not 2 <= samples <= _MAX_SAMPLES:
             raise MisuseError(f"samples = {samples} must lie in [2, {_MAX_SAMPLES}].")
-        rows = model.sample(samples, _assignments(assignments), torch.Generator().manual_seed(seed))
-        values = rows[:, model.names.index(target)]
-        low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=values.dtype)).tolist()
+        rows = model.sample(samples, chosen, torch.Generator().manual_seed(seed))
+        values = rows[:, model.names.index(target)].sort().values
+        low, high = float(values[int(0.05 * samples)]), float(values[min(int(0.95 * samples), samples - 1)])
         mean, error = float(values.mean()), float(values.std()) / samples**0.5
-        data = {"target": target, "mean": mean, "monte_carlo_error": error, "quantiles": {"0.05": low, "0.95": high}}
-        text = f"{target}: mean {mean:.4f} (Monte Carlo error {error:.4f}), 90 % of values in [{low:.4f}, {high:.4f}]"
-        output.emit(data, text)
+        notes = _intervention_notes(model, chosen, [target])
+        data = {
+            "target": target, "mean": mean, "monte_carlo_error": error, "quantiles": {"0.05": low, "0.95": high},
+            "notes": notes,
+        }  # fmt: skip
+        text = (
+            f"{target}: mean {mean:.4f} (Monte Carlo error {error:.4f}), 90 % of values in [{low:.4f}, {high:.4f}]"
+        )
+        output.emit(data, "\n".join([text, *notes]))
 
 
 @counterfactual_app.command()
@@ -111,12 +127,60 @@ def counterfactual(
     with command(as_json) as output:
         import torch
 
-        model = _model(run)
+        model, chosen = _model(run), _assignments(assignments)
         factual = _row(row, model.names)
-        changed = model.counterfactual(torch.tensor([factual], dtype=torch.float64), _assignments(assignments))[0].tolist()
-        both = {name: {"factual": f, "counterfactual": c} for name, f, c in zip(model.names, factual, changed, strict=True)}
-        lines = [f"{name}: {v['factual']:.4f} -> {v['counterfactual']:.4f}" for name, v in both.items()]
-        output.emit({"variables": both}, "\n".join(lines))
+        changed = model.counterfactual(torch.tensor([factual], dtype=torch.float64), chosen)[0].tolist()
+        both = {
+            name: {"factual": was, "counterfactual": would}
+            for name, was, would in zip(model.names, factual, changed, strict=True)
+        }
+        notes = _intervention_notes(model, chosen, [])
+        lines = [f"{name}: {value['factual']:.4f} -> {value['counterfactual']:.4f}" for name, value in both.items()]
+        output.emit({"variables": both, "notes": notes}, "\n".join([*lines, *notes]))
+
+
+def _effect_line(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    given = ", ".join(found["adjustment"]) or "nothing"
+    line = f"{found['treatment']} -> {found['outcome']} given {given}: {found['estimate']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return line + ("  (no causal path in the graph)" if found.get("graph_implies_zero") else "")
+
+
+def _effect_notes(found: list[dict[str, Any]], source: Path, graph: Path | None) -> list[str]:
+    """What must be known to read the numbers rightly."""
+    notes = []
+    if graph is None and not source.is_dir():
+        notes.append(
+            "note: nothing was adjusted for, so this is an association; it is an effect only if the treatment was drawn "
+            "by lot. Give --graph to adjust."
+        )
+    if any(effect.get("graph_implies_zero") for effect in found):
+        notes.append(
+            "note: the graph has no causal path from treatment to outcome, which would make the effect zero; the number is "
+            "what the evidence gives, adjusted for the treatment's causes. The graph may lack an edge for want of data."
+        )
+    if len(found) > 1:
+        notes.append("note: the graph leaves directions open; each line is the effect under some of them.")
+    return notes
+
+
+def _intervention_notes(model: NeuralSCM, chosen: dict[str, float], targets: list[str]) -> list[str]:
+    """Where an answer is empty or far-fetched: no path to the target, or a value outside the study's bounds."""
+    reached = model.graph.descendants(list(chosen))
+    notes = [
+        f"note: the adopted graph has no causal path from {', '.join(sorted(chosen))} to {target}: nothing changes it."
+        for target in targets
+        if target not in reached
+    ]
+    for name, value in chosen.items():
+        place = model.names.index(name)
+        centre, half = float(model.centre[place]), float(model.half_range[place])
+        if abs(value - centre) > half * (1 + 1e-9):
+            notes.append(
+                f"note: {name} = {value:g} lies outside the study's bounds [{centre - half:g}, {centre + half:g}]: the model "
+                "extrapolates."
+            )
+    return notes
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -131,17 +195,33 @@ def _table(path: Path) -> pd.DataFrame:
 
 def _table_effects(source: Path, graph: Path | None, treatment: str, outcome: str) -> list[dict[str, Any]]:
     from causaldao.models.discovery.evidence import Evidence
-    from causaldao.models.effects import average_effect, effect_set
-    from causaldao.models.graph import CausalGraph
+    from causaldao.models.effects import average_effect, doubted, effect_set
+    from causaldao.models.pattern import nearest_extension
 
     evidence = Evidence.from_data(_table(source))
     if graph is None:
         return [_effect(average_effect(evidence, treatment, outcome))]
-    return [_effect(e) for e in effect_set(evidence, CausalGraph.from_json(_json(graph)), treatment, outcome)]
+    pattern = _graph(graph)
+    dag, _ = nearest_extension(pattern)
+    found = effect_set(evidence, pattern, treatment, outcome)
+    return [_effect(doubted(effect, evidence, dag) if effect.implied else effect) for effect in found]
 
 
-def _effect(found: Any) -> dict[str, Any]:
-    return {**vars(found), "adjustment": list(found.adjustment), "interval": list(found.interval)}
+def _graph(path: Path) -> CausalGraph:
+    """A graph from what discover or a run writes: the graph itself, a run's two graphs, or the JSON envelope."""
+    from causaldao.models.graph import CausalGraph
+
+    value = _json(path)
+    for name in ("data", "graph", "pattern"):
+        value = value.get(name, value) if isinstance(value, dict) else value
+    if not isinstance(value, dict) or not {"nodes", "edges"} <= set(value):
+        raise ConfigurationError(f"{path} holds no graph: expected an object with 'nodes' and 'edges'.")
+    return CausalGraph.from_json(value)
+
+
+def _effect(found: Effect) -> dict[str, Any]:
+    described = {**vars(found), "adjustment": list(found.adjustment), "interval": list(found.interval)}
+    return {**described, "graph_implies_zero": described.pop("implied")}
 
 
 def _run_effects(run: Path, treatment: str, outcome: str) -> list[dict[str, Any]]:
@@ -201,3 +281,10 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error

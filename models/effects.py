@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
@@ -103,6 +103,20 @@ def average_effect(
     reach = NormalDist().inv_cdf((1 + level) / 2) * total
     interval = (estimate - reach, estimate + reach)
     return Effect(treatment, outcome, tuple(adjustment), estimate, total, sampling, privacy, interval, level)
+
+
+def doubted(implied: Effect, evidence: Evidence, dag: CausalGraph) -> Effect:
+    """A zero that follows from the graph, as an estimate that can be wrong; `implied` stays true.
+
+    A graph found in little or noisy evidence lacks edges for want of power, and "exactly zero" would be a false
+    certainty. Adjusting for the parents of the treatment is valid whether or not the missing path exists. Where the
+    outcome is such a parent no estimate can be had, and the zero stands.
+    """
+    parents = tuple(sorted(dag.parents(implied.treatment)))
+    if implied.outcome in parents:
+        return implied
+    estimate = average_effect(evidence, implied.treatment, implied.outcome, parents, implied.level)
+    return replace(estimate, implied=True)
 
 
 def effect_set(

@@ -330,10 +330,17 @@ class Coordinator:
         self._commit("closed", [self._transition("closed", {"heard": sorted(accepted)})])
 
     def _abort(self, error: CausalDAOError) -> None:
-        """Record why, and what was seen of the step that failed; its half-made state is left behind."""
+        """Record why, and what was seen of the step that failed.
+
+        Its half-made state is left behind, but for those whom it excluded: proof of that is on the ledger now.
+        """
         body = {"code": error.code, "exit_code": error.exit_code, "reason": error.message}
         entries = [*self._notes, self._transition("aborted", body)]
-        self.log.append(entries, {ABORTED: {"entry": self.log.head.size + len(entries) - 1, "code": error.code}})
+        saved = self.log.state(STATE)
+        excluded = {name: s for name, s in self.state.statuses.items() if s["status"] == "excluded"}
+        saved["statuses"] = {**saved["statuses"], **excluded}
+        aborted = {"entry": self.log.head.size + len(entries) - 1, "code": error.code}
+        self.log.append(entries, {ABORTED: aborted, STATE: saved})
         self.on_state("aborted")
 
     # asking

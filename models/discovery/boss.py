@@ -6,37 +6,27 @@ move takes a variable out and puts it where the whole order scores best; moves g
 optima decide how good the outcome is, so the search starts anew from random orders and keeps the best; all
 starts share the trees. Greedy growth cannot see parents that help together but none of them alone.
 
-The score of j with parents pa is the Gaussian BIC (Schwarz, 1978), read off the correlation matrix, with a
-parameter counted by how much its estimate varies::
+The score of j with parents pa is the Gaussian BIC (Schwarz, 1978), read off the correlation matrix, in which a
+parameter counts by how much its estimate varies::
 
-    -n · log σ²(j | pa) - c · log n · Σ (1 + V_k)   over k in pa,   V_k = noise var(β_k) / sampling var(β_k)
+    -n · log σ²(j | pa) - c · log n · Σ (1 + V_k)   over k in pa
 
-With M the moments, K the inverse of the block of (1, pa) in M, r = e_j - β the residual's coefficients and
-s² = rᵀMr / n, the sampling variance of β_k is s²·K_kk, and as ∂β_k = K_kᵀ ∂M r its noise variance is
-σ²·‖sym(K_k rᵀ)‖² = σ²·(‖K_k‖²‖r‖² + (K_k·r)²)/2. So Σ (1 + V_k) is the trace of a sandwich covariance over that
-of the model, Takeuchi's (1976) count of parameters for a score whose variance is not its information, with
-BIC's log n in the place of AIC's 2. Leaving k out costs n·log(1 + t²/n) ≈ t² in the first term, t being
-β_k in units of its sampling error, so an edge enters if about
+V_k is the noise variance of the coefficient of k over its sampling variance, both as they are if k is no
+cause, that is as the score test of k sees them. With M the moments and u, w the coefficients on (1, z) of the
+residuals of k and j given the other parents, the test reads uᵀMw, whose noise is <E, sym(u wᵀ)>, so
 
-    z² = t² / (1 + V_k) > c · log n,   z being β_k in units of both its errors:
+    V_k = σ²·(‖u‖²‖w‖² + (u·w)²)/2 / (uᵀMu · wᵀMw / n)
 
-noise moves the line by as much as it moves the estimate, variable by variable and set by set, and it is
-strongest where parents are nearly collinear or the residual is small. Exact evidence has V = 0: the BIC. A
+and Σ (1 + V_k) counts parameters as Takeuchi (1976) does: variance of the score over information, a sandwich.
+To leave k out costs n·log(1 + t²/n), about t² for t = coefficient / sampling error, so k enters if about
+
+    z² = t² / (1 + V_k) > c · log n
+
+with z in units of both errors. So noise moves the line by what it moves the estimate, edge by edge and set by
+set, most where parents are nearly collinear or a residual is small. Exact evidence has V = 0: the BIC. A
 parent set under which noise leaves no positive residual variance is not considered.
 
-c = 2 serves both. SHD on 20 variables, ER2, mean of 6 seeds; N records at 20 sites, whose noise has a
-standard deviation of 25 (ε = 4) or 84 (ε = 1) each in units of the variables' variance; the last column is a
-flat 8·log n_eff, n_eff = 1 / (1/n + noise variance of a correlation), which no V corrects:
-
-    weights    N       ε    c=1    c=1.5   c=2    8·log n_eff
-    U(.4, .9)  100000  4    1.5    0       0      0
-    U(.4, .9)  20000   1    8.2    7.7     7.8    8.2
-    U(.5, 2)   100000  4    7.8    8.2     8.0    43.3
-    U(.5, 2)   20000   4    26.8   18.8    16.0   109.7
-    U(.5, 2)   20000   1    28.0   29.0    29.2   108.5
-
-In noise without edges c = 2 finds one in under 2 % of runs, c = 1 in up to 40 %. V depends on the direction of
-an edge, so graphs of one equivalence class differ a little in score under noise; without, they do not.
+TABLE
 """
 
 from __future__ import annotations
@@ -215,24 +205,28 @@ class _Scores:
     def _weigh(self, j: int, sets: Sequence[Order]) -> Floats:
         """(c,) the Σ (1 + V_k) of c sets of parents of j, all of one size.
 
-        In units of correlation, with K the inverse of the set's block, b the coefficients and u_i the
-        coefficient vector of the standardised variable i, V_k is noise · (‖q_k‖²‖r‖² + (q_k·r)²) / (σ²(j |
-        pa)·K_kk), where q_k = Σ K_kl u_l and r = u_j - Σ b_k u_k; ``gram`` holds all the products needed.
+        Coefficient vectors are written in those of the standardised variables, so that ``gram`` holds all
+        their products and u, w have variances 1 / K_kk and σ²(j | pa) + b_k² / K_kk, with K the inverse of
+        the set's block of correlations and b = K · its correlations with j.
         """
         size = len(sets[0])
         if not (self.noise and size):
             return np.full(len(sets), float(size))
         pa = np.array(sets)
-        square = pa[:, :, None], pa[:, None, :]
-        inverse, cross, gram = np.linalg.inv(self.correlation[square]), self.correlation[pa, j], self.gram[square]
+        square, gram = (pa[:, :, None], pa[:, None, :]), self.gram
+        inverse, cross = np.linalg.inv(self.correlation[square]), self.correlation[pa, j]
         b = (inverse @ cross[:, :, None])[:, :, 0]
-        across = self.gram[pa, j] - (gram @ b[:, :, None])[:, :, 0]
-        r2 = self.gram[j, j] - (b * (self.gram[pa, j] + across)).sum(axis=1)
-        q2 = ((inverse @ gram) * inverse).sum(axis=2)
-        qr = (inverse @ across[:, :, None])[:, :, 0]
-        sampling = (1 - (b * cross).sum(axis=1))[:, None] * inverse.diagonal(axis1=1, axis2=2)
-        extra = self.noise * (q2 * r2[:, None] + qr**2) / sampling
-        return np.where((sampling > 0).all(axis=1), size + extra.sum(axis=1), np.inf)
+        kk = inverse.diagonal(axis1=1, axis2=2)
+        variance = (1 - (b * cross).sum(axis=1))[:, None]
+        # r = w with k among the parents, so w = r + b_k u
+        along = gram[pa, j] - (gram[square] @ b[:, :, None])[:, :, 0]
+        r2 = gram[j, j] - (b * (gram[pa, j] + along)).sum(axis=1)
+        u2 = ((inverse @ gram[square]) * inverse).sum(axis=2) / kk**2
+        ru = (inverse @ along[:, :, None])[:, :, 0] / kk
+        w2, uw = r2[:, None] + 2 * b * ru + b**2 * u2, ru + b * u2
+        extra = self.noise * (u2 * w2 + uw**2) * kk / (variance + b**2 / kk)
+        possible = (kk > 0).all(axis=1) & (variance > 0).all(axis=1)
+        return np.where(possible, size + extra.sum(axis=1), np.inf)
 
 
 def _scores(evidence: Evidence, penalty: float, knowledge: Knowledge) -> _Scores:

@@ -299,6 +299,22 @@ def test_a_second_content_in_one_slot_is_logged_with_both_exhibits_and_the_membe
     assert kind in ("ballot", "update", "evaluation", "close") or BAD not in result["pool"]["counts"]
 
 
+def test_who_signed_two_contents_stays_out_though_that_step_was_aborted(tmp_path: Path) -> None:
+    """Two others were away, so the ballots failed; when they are back, the proof still stands."""
+    away = {1004, 1005}
+    forger = Forger(tmp_path / "run", "ballot", True, lambda f, p: f.resigned(p, body=_voted(p, 5)))
+    faults = Faults(
+        lambda m: m.metadata.message_type != KINDS["ballot"] or m.metadata.dst_node_id not in away, forger
+    )
+    with pytest.raises(GuaranteeError):
+        run(tmp_path, faults=faults)
+    result = run(tmp_path, resume=True)
+    assert small.status(result, BAD) == ("excluded", "signed two contents for one ballot")
+    lines = small.lines(tmp_path / "run")
+    assert [line.body["member"] for line in lines if line.kind == "equivocation"] == [BAD]
+    assert BAD not in [line.body["member"] for line in lines if line.kind in ("ballot", "update")]
+
+
 def test_too_many_missing_are_named_at_once_and_given_up_at_the_deadline_not_before(tmp_path: Path) -> None:
     """Nodes that are not even connected: nothing to wait for, yet they get the whole deadline to come."""
     clock, events = SimulatedClock(), list[Event]()

@@ -3,8 +3,8 @@
 ``python -m tests.simulations.killed_run FOLDER POINT...``
 
 A point is ``state NAME`` (right after that state is durable), ``replies N`` (the nodes have answered the N-th
-question, the coordinator has heard nothing), ``request N`` (before the N-th request of all reaches its node) or
-``draw KIND`` (inside a member's release: debited and drawn, not stored).
+question, the coordinator has heard nothing), ``request N`` (before the N-th request of all reaches its node)
+or ``draw KIND`` (inside a member's release: debited and drawn, not stored).
 """
 
 from __future__ import annotations

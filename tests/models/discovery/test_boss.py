@@ -10,8 +10,8 @@ import torch
 
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.discovery import discover
-from causaldao.models.discovery.boss import PENALTY_NOISY, _members, _Scores, _scores, _total, boss
-from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.boss import PENALTY, _members, _Scores, _scores, _total, boss
+from causaldao.models.discovery.evidence import Evidence, partial
 from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of, extension, shd
@@ -51,7 +51,7 @@ def _bic(evidence: Evidence, dag: CausalGraph, penalty: float) -> float:
     for node in dag.nodes:
         own, pa = index[node], [index[p] for p in dag.parents(node)]
         explained = data[own, pa] @ np.linalg.solve(data[np.ix_(pa, pa)], data[pa, own]) if pa else 0.0
-        total -= evidence.n_eff * np.log(1 - explained) + penalty * len(pa) * np.log(evidence.n_eff)
+        total -= evidence.count * np.log(1 - explained) + penalty * len(pa) * np.log(evidence.count)
     return total
 
 
@@ -60,7 +60,7 @@ def test_the_best_of_all_orders_is_hardly_ever_missed_and_its_score_is_the_bic()
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         evidence = Evidence.from_data(sample(rng, weights(rng, 5, 3, low=0.1, high=0.6), 120))
-        scores = _scores(evidence, None, NONE)
+        scores = _scores(evidence, PENALTY, NONE)
         best = max(_total(scores, list(order)) for order in permutations(range(5)))
         found = extension(boss(evidence).graph)
         assert found is not None
@@ -116,18 +116,91 @@ def test_more_restarts_never_score_worse() -> None:
     assert gained, "restarts that never help would not be worth their time"
 
 
-def test_noise_makes_the_penalty_heavier_so_that_it_is_not_taken_for_edges() -> None:
-    default = light = heavy = 0
-    for seed in range(count(4, 20)):
+def _scaled(rng: np.random.Generator, matrix: np.ndarray, n: int, sigma: float) -> Evidence:
+    """Noisy evidence in the manner of a public dictionary: means that are not zero, spreads that differ."""
+    d = len(matrix)
+    x = sample(rng, matrix, n).to_numpy()
+    x = x / x.std(axis=0) * rng.uniform(0.12, 0.45, d) + rng.uniform(-0.3, 0.3, d)
+    rows = np.concatenate([np.ones((n, 1)), x], axis=1)
+    return noisy(Evidence(tuple(names(d)), torch.from_numpy(rows.T @ rows)), sigma, rng)
+
+
+def _residual(moments: torch.Tensor, target: int, given: list[int]) -> torch.Tensor:
+    vector = torch.zeros(len(moments), dtype=torch.float64)
+    vector[target] = 1
+    vector[given] -= torch.linalg.solve(moments[given][:, given], moments[given, target])
+    return vector
+
+
+def _noise_over_sampling(evidence: Evidence, j: int, k: int, others: list[int]) -> float:
+    """V_k by its definition, from the noise of the residual covariance of j and k."""
+    given, moments = [0, *(i + 1 for i in others)], evidence.moments
+    u, w = _residual(moments, k + 1, given), _residual(moments, j + 1, given)
+    product = torch.outer(u, w)
+    sampling = (u @ moments @ u) * (w @ moments @ w) / evidence.count
+    return evidence.noise_of((product + product.T) / 2) ** 2 / float(sampling)
+
+
+def test_a_parent_is_weighed_by_the_noise_of_its_coefficient_and_gains_are_differences_of_scores() -> None:
+    for seed in range(count(3, 20)):
         rng = np.random.default_rng(seed)
-        matrix = weights(rng, 20, 4, low=0.4, high=0.9)
-        evidence = noisy(Evidence.from_data(sample(rng, matrix, 5000)), 84.0, rng)
-        truth = cpdag_of(dag_of(matrix))
-        default += shd(boss(evidence, restarts=3).graph, truth)
-        light += shd(boss(evidence, restarts=3, penalty=2.0).graph, truth)
-        heavy += shd(boss(evidence, restarts=3, penalty=PENALTY_NOISY).graph, truth)
-    assert default == heavy
-    assert default < light / 2
+        evidence = _scaled(rng, weights(rng, 6, 3), 3000, sigma=2.0)
+        scores = _scores(evidence, PENALTY, NONE)
+        for j, parents in ((0, [1, 2, 5]), (3, [4]), (2, [0, 1, 3, 4, 5])):
+            expected = [
+                1 + _noise_over_sampling(evidence, j, k, [i for i in parents if i != k]) for k in parents
+            ]
+            assert scores._weigh(j, [parents])[0] == pytest.approx(sum(expected), rel=1e-6)
+            mask = sum(1 << k for k in parents)
+            here = scores.score(j, mask)
+            for k, gain in zip(*scores.gains(j, mask, -1), strict=True):
+                assert gain == pytest.approx(scores.score(j, mask | 1 << k) - here, rel=1e-6, abs=1e-6)
+            for k, gain in zip(*scores.losses(j, mask), strict=True):
+                assert gain == pytest.approx(scores.score(j, mask & ~(1 << k)) - here, rel=1e-6, abs=1e-6)
+
+
+def test_an_edge_enters_where_z_in_units_of_both_errors_passes_the_root_of_the_penalty() -> None:
+    decided = {True: 0, False: 0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        matrix = np.array([[0.0, rng.uniform(0.0, 0.4)], [0.0, 0.0]])
+        evidence = _scaled(rng, matrix, 4000, sigma=20.0)
+        test = partial(evidence, "v00", "v01")
+        ratio = (test.z / test.standard_error) ** 2 / (PENALTY * np.log(evidence.count))
+        if abs(ratio - 1) > 0.2:
+            decided[ratio > 1] += 1
+            assert bool(boss(evidence).graph.edges) == (ratio > 1), seed
+    assert min(decided.values()) > 5
+
+
+def test_noise_is_not_taken_for_edges() -> None:
+    runs = count(60, 400)
+    found = 0
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        evidence = _scaled(rng, np.zeros((8, 8)), 5000, sigma=(5.0, 20.0)[seed % 2])
+        found += bool(boss(evidence, restarts=3).graph.edges)
+    assert found <= 0.05 * runs
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.4, 0.9), (0.5, 2.0)])
+def test_weighing_noise_finds_more_than_a_flat_penalty(
+    low: float, high: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = []
+    for seed in range(count(3, 12)):
+        rng = np.random.default_rng(seed)
+        matrix = weights(rng, 20, 2, low, high)
+        cases.append((_scaled(rng, matrix, 20_000, sigma=20.0), cpdag_of(dag_of(matrix))))
+
+    def distance(penalty: float) -> float:
+        found = [boss(evidence, penalty, restarts=3).graph for evidence, _ in cases]
+        return float(np.mean([shd(graph, truth) for graph, (_, truth) in zip(found, cases, strict=True)]))
+
+    weighed = distance(PENALTY)
+    monkeypatch.setattr(_Scores, "_weigh", lambda self, j, sets: np.full(len(sets), float(len(sets[0]))))
+    assert weighed < min(distance(2.0), distance(8.0)) / 2
+    assert weighed < 6
 
 
 @pytest.fixture
@@ -214,10 +287,11 @@ def test_misuse_is_told_with_the_choices() -> None:
         boss(evidence, knowledge=Knowledge({("zz", "v00")}))
 
 
+@pytest.mark.parametrize("sigma", [0.0, 84.0])
 @pytest.mark.parametrize(("d", "limit"), [(8, 0.5), (20, 4.0)])
-def test_twelve_restarts_take_little_time(d: int, limit: float) -> None:
+def test_twelve_restarts_take_little_time(d: int, limit: float, sigma: float) -> None:
     rng = np.random.default_rng(d)
-    evidence = Evidence.from_data(sample(rng, weights(rng, d, 4), 1000))
+    evidence = noisy(Evidence.from_data(sample(rng, weights(rng, d, 4), 20_000)), sigma, rng)
     begun = time.process_time()
     boss(evidence, restarts=12)
     assert time.process_time() - begun < limit
