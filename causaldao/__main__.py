@@ -18,10 +18,18 @@ from causaldao import __version__
 
 # name: (module, attribute, one line of help)
 COMMANDS = {
-    "simulate": ("causaldao.simulations.cli", "simulate_app", "Run a whole federation on this machine, from a study file."),
+    "simulate": (
+        "causaldao.simulations.cli",
+        "simulate_app",
+        "Run a whole federation on this machine, from a study file.",
+    ),
     "bench": ("causaldao.simulations.cli", "bench_app", "Measure speed and memory, beside a peer in the same run."),
     "study": ("causaldao.server.cli", "study_app", "Check a study: faults, privacy plan, what its members can bear."),
-    "node": ("causaldao.client.cli", "node_app", "What an institution does: try a study on its own data, see its budget."),
+    "node": (
+        "causaldao.client.cli",
+        "node_app",
+        "What an institution does: try a study on its own data, see its budget.",
+    ),
     "ledger": ("causaldao.ledger.cli", "app", "Verify, show and export a ledger."),
     "audit": ("causaldao.cli", "audit_app", "Recompute every decision in a bundle; name what does not follow."),
     "discover": ("causaldao.client.questions", "discover_app", "Find a causal graph in one table."),

@@ -1,12 +1,12 @@
 """The audit: recompute from a bundle what the coordinator decided, and name what does not follow.
 
-`ledger verify` shows that nothing was altered after it was signed; it cannot show that what was signed is right. Here the
-pool, the proposal, each ballot, the adoption, the effects, the Gram-rule aggregates and the losses are computed again
-from what the members said, and the study must have taken its course: who was at the roll call, spoke, voted and spent is
-who signed. Limits, said plainly: an aggregate is checked from the logged Gram matrix to its weights (with the updates in
-the bundle, from the updates to the Gram matrix), not to the model that it makes; a coordinate rule without the updates is
-reported as not checked, and so is a member who is missing with no complaint that says why: that a word was withheld can
-be known only to the member who gave it.
+`ledger verify` shows that nothing was altered after it was signed; it cannot show that what was signed is right. Here
+the pool, the proposal, each ballot, the adoption, the effects, the Gram-rule aggregates and the losses are computed
+again from what the members said, and the study must have taken its course: who was at the roll call, spoke, voted and
+spent is who signed. Limits, said plainly: an aggregate is checked from the logged Gram matrix to its weights (with the
+updates in the bundle, from the updates to the Gram matrix), not to the model that it makes; a coordinate rule without
+the updates is reported as not checked, and so is a member who is missing with no complaint that says why: that a word
+was withheld can be known only to the member who gave it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from causaldao.aggregation import RULES, aggregate, require, weights_from_gram
+from causaldao.aggregation import RULES, aggregate, weights_from_gram
+from causaldao.aggregation.rules import faults_left, require
 from causaldao.ballots import Ballot, Proposal, marks_of, recheck
 from causaldao.budget import plan
 from causaldao.decisions import (
+    answers_needed,
     decide_adoption,
     decide_pool,
     decide_proposal,
@@ -34,7 +36,6 @@ from causaldao.decisions import (
 )
 from causaldao.errors import CausalDAOError, Finding
 from causaldao.ledger.verify import Line, Report
-from causaldao.members import quorum
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
 from causaldao.pool import Pool
@@ -43,8 +44,20 @@ from causaldao.study import Study
 
 TOLERANCE = 1e-6  # relative: linear algebra of another machine may differ in the last digits, a decision may not
 ROUNDING = 1e-9  # absolute, for values that cancel to about zero
-BEFORE, AFTER = ("proposed", "approved", "roll-call", "evidence", "ballots", "adopted"), ("evaluated", "released", "closed")
-ORDER = ("study.approved", "evidence", "pool", "ballot", "study.ballots", "adopt", "update", "release")  # none before what it rests on
+BEFORE, AFTER = (
+    ("proposed", "approved", "roll-call", "evidence", "ballots", "adopted"),
+    ("evaluated", "released", "closed"),
+)
+ORDER = (
+    "study.approved",
+    "evidence",
+    "pool",
+    "ballot",
+    "study.ballots",
+    "adopt",
+    "update",
+    "release",
+)  # none before what it rests on
 DECISIONS = {"evidence": "pool", "adopted": "adopt", "training": "aggregate", "released": "release"}
 
 
@@ -117,8 +130,15 @@ class _Case:
         for line in [entry for entry in entries if "envelope" in entry.body]:
             self.last, body = line.index, line.body
             said = peek(body["envelope"].encode())
-            if (said.member, said.kind, said.round, said.study) != (body["member"], kind, body["round"], self.given.hash):
-                raise ValueError(f"{said.member} signed {said.kind!r} of round {said.round}: another word than the entry's")
+            if (said.member, said.kind, said.round, said.study) != (
+                body["member"],
+                kind,
+                body["round"],
+                self.given.hash,
+            ):
+                raise ValueError(
+                    f"{said.member} signed {said.kind!r} of round {said.round}: another word than the entry's"
+                )
             if round in (None, said.round):
                 found[said.member] = (line, said)
         return found
@@ -155,7 +175,7 @@ class _Case:
 
     @cached_property
     def pool(self) -> Pool:
-        return decide_pool(self.given, self.evidence)
+        return decide_pool(self.given, self.evidence, len(self.report.members))
 
     @cached_property
     def proposal(self) -> Proposal | None:
@@ -174,7 +194,9 @@ class _Case:
 
 
 def _course(case: _Case, result: Audit) -> None:
-    """The states follow one another as the study says, each after the decision it stands for; nothing is of another study."""
+    """The states follow one another as the study says, each after the decision it stands for;
+    nothing is of another study.
+    """
     study, states = case.given, [line for line in case.report.entries if line.kind.startswith("study.")]
     states = [line for line in states if line.kind != "study.aborted"]  # resumed later, or the last word
     rounds = [f"training {number}" for number in range(1, study.training.rounds + 1)]
@@ -187,14 +209,20 @@ def _course(case: _Case, result: Audit) -> None:
             result.faults.append(Fault(line.index, f"the study is {found}, where its course has {expected}"))
             break
         if state in DECISIONS and not _decided(case, line, DECISIONS[state]):
-            result.faults.append(Fault(line.index, f"the study is {found}, but no {DECISIONS[state]!r} before it says how"))
+            result.faults.append(
+                Fault(line.index, f"the study is {found}, but no {DECISIONS[state]!r} before it says how")
+            )
     for line in case.report.entries:
         if line.body.get("study", study.hash) != study.hash:
             result.faults.append(Fault(line.index, f"it is of study {line.body['study']!r}, not of {study.hash}"))
     for earlier, later in pairwise(ORDER):
-        first = min((line.index for kind in ORDER[ORDER.index(later) :] for line in case.lines(kind)), default=case.report.size)
+        first = min(
+            (line.index for kind in ORDER[ORDER.index(later) :] for line in case.lines(kind)), default=case.report.size
+        )
         late = [line.index for line in case.lines(earlier) if line.index > first]
-        result.faults += [Fault(index, f"the {earlier!r} comes after entry {first}, which rests on it") for index in late]
+        result.faults += [
+            Fault(index, f"the {earlier!r} comes after entry {first}, which rests on it") for index in late
+        ]
     result.checked.append(f"course of the study, {len(states)} states")
 
 
@@ -211,17 +239,19 @@ def _people(case: _Case, result: Audit) -> None:
     if list(called.body["present"]) != present:
         what = f"the roll call says {list(called.body['present'])}, but {present} signed it"
         result.faults.append(Fault(called.index, what))
-    genesis, voted = case.report.entries[0], case.one("study.ballots")
-    least = quorum(len(case.report.members), int(genesis.body["faulty"]))
+    voted = case.one("study.ballots")
+    least = answers_needed(case.given, len(case.report.members))
     allowed = set(present)
     for kind, needed in (("evidence", least), ("ballot", least), ("update", 0), ("evaluation", 0)):
         words = case.words(kind)
         for line, said in words.values():
             if said.member not in allowed:
-                result.faults.append(Fault(line.index, f"{said.member} gives {kind}, but had no part in what came before"))
+                result.faults.append(
+                    Fault(line.index, f"{said.member} gives {kind}, but had no part in what came before")
+                )
         decided = case.one({"evidence": "pool", "ballot": "adopt"}.get(kind, "genesis"))
         if decided is not None and len(words) < needed:
-            what = f"it rests on {kind} of {len(words)} members; {needed} are the quorum of {len(case.report.members)}"
+            what = f"it rests on {kind} of {len(words)} members; {needed} are needed of {len(case.report.members)}"
             result.faults.append(Fault(decided.index, what))
         if decided is not None and needed:
             _silent(case, result, kind, sorted(allowed - set(words)))
@@ -238,7 +268,9 @@ def _approvals(case: _Case, result: Audit) -> list[str]:
     for approval in [] if line is None else line.body["approvals"]:
         said = peek(approval["envelope"].encode())
         if (said.kind, said.round, said.study, said.member) != ("rollcall", 0, case.given.hash, approval["member"]):
-            result.faults.append(Fault(case.last, f"the approval of {approval['member']} is not a word of its on this study"))
+            result.faults.append(
+                Fault(case.last, f"the approval of {approval['member']} is not a word of its on this study")
+            )
         present.append(said.member)
     return sorted(present)
 
@@ -262,13 +294,17 @@ def _budget(case: _Case, result: Audit) -> None:
     for kind in ("evidence", "update"):
         for line in case.lines(kind):
             if (kind, line.body["round"]) not in spent.get(line.body["member"], []):
-                result.faults.append(Fault(line.index, f"the {kind} of {line.body['member']} is not in its privacy account"))
+                result.faults.append(
+                    Fault(line.index, f"the {kind} of {line.body['member']} is not in its privacy account")
+                )
     result.checked.append(f"privacy spending of {len(spent)} members against the study's plan")
 
 
 def _planned(study: Study, body: Mapping[str, Any]) -> bool:
     planned = plan(study)
-    spend = {"evidence": planned.evidence, "update": planned.training, "evaluation": planned.evaluation}.get(body["kind"])
+    spend = {"evidence": planned.evidence, "update": planned.training, "evaluation": planned.evaluation}.get(
+        body["kind"]
+    )
     rounds = (0,) if body["kind"] == "evidence" else range(1, study.training.rounds + 1)
     return spend is not None and body["round"] in rounds and all(body[k] == v for k, v in vars(spend).items())
 
@@ -312,7 +348,9 @@ def _ballots(case: _Case, result: Audit) -> None:
             continue  # named by `_people`
         wrong = recheck(ballot, proposal, case.evidence[member], case.given.consensus.level)
         if wrong:
-            result.faults.append(Fault(index, f"the ballot of {member} does not follow from its evidence on {', '.join(wrong)}"))
+            result.faults.append(
+                Fault(index, f"the ballot of {member} does not follow from its evidence on {', '.join(wrong)}")
+            )
     result.checked.append(f"{len(case.ballots)} ballots against their voters' evidence")
 
 
@@ -349,7 +387,9 @@ def _aggregates(case: _Case, result: Audit) -> None:
         model = line.body["result"]
         rule = RULES[line.body["rule"]]
         if rule.weigh is None and _updates(case, line) is None:
-            result.unchecked.append(f"aggregate of round {line.body['round']}: {rule.name} needs the updates (--with-updates)")
+            result.unchecked.append(
+                f"aggregate of round {line.body['round']}: {rule.name} needs the updates (--with-updates)"
+            )
         else:
             result.checked.append(f"aggregate of round {line.body['round']}")
     released = case.one("release")
@@ -358,7 +398,9 @@ def _aggregates(case: _Case, result: Audit) -> None:
 
 
 def _start(case: _Case, line: Line, result: Audit) -> None:
-    """The first round starts from the linear solution of the pool. A digest has no tolerance, so another is no proof."""
+    """The first round starts from the linear solution of the pool.
+    A digest has no tolerance, so another is no proof.
+    """
     adopted = case.one("adopt")
     case.last = line.index
     if adopted is None:
@@ -368,13 +410,16 @@ def _start(case: _Case, line: Line, result: Audit) -> None:
         result.checked.append("the model that training starts from")
     else:
         result.unchecked.append(
-            "the model that training starts from: here it has another digest, by rounding on another machine or by design"
+            "the model that training starts from: here it has another digest, "
+            "by rounding on another machine or by design"
         )
 
 
 def _aggregate_faults(case: _Case, line: Line, before: str | None) -> Iterator[str]:
     body, study = line.body, case.given
-    if (body["rule"], body["faulty"]) != (study.aggregation.rule, study.consensus.faulty):
+    members, answered = len(case.report.members), len(body["members"])
+    faulty = faults_left(study.aggregation.rule, members, study.consensus.faulty, answered)
+    if (body["rule"], body["faulty"]) != (study.aggregation.rule, faulty):
         yield "was not made by the study's rule and fault bound"
     if before is not None and body["base"] != before:
         yield "starts from another model than the round before ended with"
@@ -444,12 +489,12 @@ def _differences(recorded: Any, expected: Any, path: str = "") -> str:
     """Where two JSON values differ beyond the tolerance of floating point; "" if they do not."""
     finders: dict[type, Callable[[], Iterator[str]]] = {
         dict: lambda: (_differences(recorded.get(k), v, f"{path}.{k}") for k, v in expected.items()),
-        list: lambda: (_differences(r, e, f"{path}[{i}]") for i, (r, e) in enumerate(zip(recorded, expected, strict=True))),
+        list: lambda: (
+            _differences(r, e, f"{path}[{i}]") for i, (r, e) in enumerate(zip(recorded, expected, strict=True))
+        ),
     }
     if isinstance(expected, float | int) and not isinstance(expected, bool):
-        same = isinstance(recorded, float | int) and bool(
-            np.isclose(recorded, expected, rtol=TOLERANCE, atol=ROUNDING)
-        )
+        same = isinstance(recorded, float | int) and bool(np.isclose(recorded, expected, rtol=TOLERANCE, atol=ROUNDING))
         return "" if same else f"{path.lstrip('.')} is {recorded!r}, computed {expected!r}"
     if type(recorded) is not type(expected) or (isinstance(expected, dict | list) and len(recorded) != len(expected)):
         return f"{path.lstrip('.')} has another form than what is computed"

@@ -1,7 +1,7 @@
 """Proposal and verifiable ballots.
 
-The proposal is what discovery finds in the pool, taken apart into *marks*: adjacencies, and unshielded colliders. A ballot
-says of each mark +1, -1 or 0, by a noise-aware test in the voter's own released evidence; the voter's declared
+The proposal is what discovery finds in the pool, taken apart into *marks*: adjacencies, and unshielded colliders. A
+ballot says of each mark +1, -1 or 0, by a noise-aware test in the voter's own released evidence; the voter's declared
 knowledge overrides. A ballot is a function of public things, so anyone can recompute it (`recheck`).
 """
 
@@ -137,13 +137,13 @@ class Ballot:
         if wrong or not all(isinstance(tie, str) and tie in keys for tie in ties):
             raise IdentityError(f"A ballot votes -1, 0 or +1 on each mark of the proposal; wrong here: {wrong[:3]}.")
         if value["proposal"] != proposal.digest:
-            raise IdentityError(f"The ballot answers the proposal {value['proposal'][:12]!r}, not {proposal.digest[:12]}.")
+            raise IdentityError(
+                f"The ballot answers the proposal {value['proposal'][:12]!r}, not {proposal.digest[:12]}."
+            )
         return Ballot(dict(votes), knowledge, tuple(ties), proposal.digest)
 
 
-def propose(
-    evidence: Evidence, method: str, knowledge: Knowledge, *, seed: int, **options: Any
-) -> Proposal:
+def propose(evidence: Evidence, method: str, knowledge: Knowledge, *, seed: int, **options: Any) -> Proposal:
     """What discovery finds in the pooled evidence, as a pattern with its marks.
 
     ``seed`` is public (from the study's hash), so that anyone finds the same.
@@ -203,9 +203,7 @@ def recheck(ballot: Ballot, proposal: Proposal, own: Evidence, level: float) -> 
     """
     expected = cast(proposal, own, ballot.knowledge, level)
     return tuple(
-        key
-        for key, vote in expected.votes.items()
-        if ballot.votes[key] != vote and key not in expected.near_ties
+        key for key, vote in expected.votes.items() if ballot.votes[key] != vote and key not in expected.near_ties
     )
 
 

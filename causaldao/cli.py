@@ -18,7 +18,9 @@ def audit(
     policy: Annotated[Path, typer.Option(help="The keys you trust; get it by another way than the bundle.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")] = False,
 ) -> None:
-    """Verify BUNDLE, then recompute pool, proposal, ballots, adoption, effects and aggregates. Exit status 1 if one does not follow."""
+    """Verify BUNDLE, then recompute pool, proposal, ballots, adoption, effects and aggregates.
+    Exit status 1 if one does not follow.
+    """
     with command(as_json) as output:
         from causaldao.audit import audit
         from causaldao.ledger.cli import verified

@@ -95,9 +95,7 @@ def adopt(proposal: Proposal, ballots: Mapping[str, Ballot], rule: ConsensusRule
     counted = [_count(mark, ballots, rule.eligible) for mark in proposal.marks]
     passed = [tally for tally in counted if _passes(tally, rule)]
     edges = _standing(passed, proposal, rule.knowledge)
-    wanted = sorted(
-        (t for t in passed if t.mark.kind == "collider"), key=lambda t: (-t.support, t.mark.key)
-    )
+    wanted = sorted((t for t in passed if t.mark.kind == "collider"), key=lambda t: (-t.support, t.mark.key))
     candidates = [t.mark.nodes for t in wanted] + ([] if rule.local else _uncovered(proposal, edges))
     skeleton = _Skeleton(proposal.pattern.nodes, frozenset(edges), rule.knowledge)
     colliders = skeleton.admit(candidates)
@@ -219,19 +217,21 @@ def _result(skeleton: _Skeleton, colliders: list[tuple[str, ...]], counted: list
     tallies = []
     for tally in counted:
         holds = (
-            frozenset(tally.mark.ends) in standing
-            if tally.mark.kind == "adjacency"
-            else tally.mark.nodes in entered
+            frozenset(tally.mark.ends) in standing if tally.mark.kind == "adjacency" else tally.mark.nodes in entered
         )
         tallies.append(_with_status(tally, holds))
     return Consensus(oriented, dag, tuple(tallies))
 
 
 def _proposal_stands(proposal: Proposal, counted: list[Tally], rule: ConsensusRule) -> Consensus:
-    """What the votes left has no extension: the proposal's pattern stands, and what was opposed is shown as contested."""
+    """What the votes left has no extension: the proposal's pattern stands,
+    and what was opposed is shown as contested.
+    """
     dag = extension(proposal.pattern)
     if dag is None:
-        raise ConfigurationError(f"The proposal's pattern {proposal.pattern} has no DAG extension: no discovery proposes it.")
+        raise ConfigurationError(
+            f"The proposal's pattern {proposal.pattern} has no DAG extension: no discovery proposes it."
+        )
     tallies = tuple(_with_status(tally, _passes(tally, rule)) for tally in counted)
     return Consensus(proposal.pattern, dag, tallies, stands=True)
 

@@ -30,11 +30,13 @@ class Output:
         """Print an error with its remedy and leave with its exit status."""
         if self.as_json:
             described = {"code": error.code, "exit_code": error.exit_code, "message": error.message}
-            self._print({
-                "schema_version": SCHEMA_VERSION,
-                "status": "error",
-                "error": {**described, "problems": list(error.problems), "help": f"docs/errors/{error.code}.md"},
-            })
+            self._print(
+                {
+                    "schema_version": SCHEMA_VERSION,
+                    "status": "error",
+                    "error": {**described, "problems": list(error.problems), "help": f"docs/errors/{error.code}.md"},
+                }
+            )
         else:
             sys.stderr.write(f"error ({error.code}): {error}\n  help: docs/errors/{error.code}.md\n")
         raise SystemExit(error.exit_code)

@@ -1,4 +1,6 @@
-"""What a study makes of what its members said: the pure functions that the coordinator runs and an auditor runs again."""
+"""What a study makes of what its members said:
+the pure functions that the coordinator runs and an auditor runs again.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,10 @@ from typing import Any
 
 import torch
 
+from causaldao.aggregation.rules import RULES, faults_left
 from causaldao.ballots import Ballot, Proposal, propose
 from causaldao.consensus import Consensus, ConsensusRule, adopt
+from causaldao.members import quorum
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.effects import Effect, average_effect, doubted, effect_set
 from causaldao.models.graph import CausalGraph
@@ -34,10 +38,18 @@ def questions_of(study: Study) -> tuple[Question, ...]:
     )
 
 
-def decide_pool(study: Study, evidence: Mapping[str, Evidence]) -> Pool:
-    """Pool the members' evidence by the study's rule, fault bound, clamp and level."""
+def answers_needed(study: Study, members: int) -> int:
+    """The fewest answers with which a step goes on: a quorum for which the rules hold, but never more than n - f."""
+    faulty = study.consensus.faulty
+    rules = {study.aggregation.pool, *([study.aggregation.rule] if study.training.rounds else [])}
+    least = max(RULES[name].least(faulty) for name in rules)
+    return max(min(members - faulty, max(least, quorum(members, faulty))), 1)
+
+
+def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) -> Pool:
+    """Pool the evidence of those of ``members`` who gave it, by the study's rule, fault bound, clamp and level."""
     settings = Settings(
-        faulty=study.consensus.faulty,
+        faulty=faults_left(study.aggregation.pool, members, study.consensus.faulty, len(evidence)),
         rule=study.aggregation.pool,
         rows=(study.members.rows_min, study.members.rows_max),
         level=study.consensus.level,

@@ -1,7 +1,7 @@
 """What crosses the wire: a parcel is a signed envelope and the tensors whose digest it carries.
 
-A *request* is signed by the coordinator, a *reply* by a member. Requests name the study by hash; replies echo nothing but
-their slot. Of a failure only the error's code crosses, in a signed ``refusal``.
+A *request* is signed by the coordinator, a *reply* by a member. Requests name the study by hash; replies echo nothing
+but their slot. Of a failure only the error's code crosses, in a signed ``refusal``.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def open_request(parcel: Parcel, coordinator: VerifyKey, federation: str) -> Sta
     """
     statement = unseal(parcel.envelope, coordinator, MAX_REQUEST_BYTES)
     if statement.federation != federation or statement.member != COORDINATOR:
-        raise IdentityError(f"The request speaks for {statement.member!r} of {statement.federation!r}, not for {federation!r}.")
+        raise IdentityError(
+            f"The request speaks for {statement.member!r} of {statement.federation!r}, not for {federation!r}."
+        )
     check_tensors(parcel, statement)
     return statement
 

@@ -236,7 +236,9 @@ class _Sites:
 
     @staticmethod
     def _against_others(values: Tensor, variance: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(n,): max over the columns of |value - mean of the kept others| in standard deviations; (n, columns): those."""
+        """(n,): max over the columns of |value - mean of the kept others| in standard deviations;
+        (n, columns): those.
+        """
         worst, spreads = [], []
         for k in range(len(values)):
             others = weights.clone()

@@ -100,7 +100,9 @@ class VerifyKey:
         except (binascii.Error, ValueError) as error:
             raise IdentityError(f"The verifier key of {name!r} is not base64: {error}.") from error
         if typed[:1] != _ED25519 or key_hash != _note_key_hash(name, typed):
-            raise IdentityError(f"The verifier key of {name!r} does not carry its own hash: it was altered or mistyped.")
+            raise IdentityError(
+                f"The verifier key of {name!r} does not carry its own hash: it was altered or mistyped."
+            )
         return name, VerifyKey(typed[1:])
 
 
@@ -149,9 +151,7 @@ class SigningKey:
         encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
         if passphrase:
             encryption = serialization.BestAvailableEncryption(passphrase)
-        pem = self._private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
-        )
+        pem = self._private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as error:
@@ -245,11 +245,13 @@ def _pae(payload: bytes) -> bytes:
 
 
 def _dsse(payload: bytes, signature: bytes, keyid: str) -> bytes:
-    return canonical({
-        "payloadType": PAYLOAD_TYPE,
-        "payload": base64.b64encode(payload).decode(),
-        "signatures": [{"keyid": keyid, "sig": base64.b64encode(signature).decode()}],
-    })
+    return canonical(
+        {
+            "payloadType": PAYLOAD_TYPE,
+            "payload": base64.b64encode(payload).decode(),
+            "signatures": [{"keyid": keyid, "sig": base64.b64encode(signature).decode()}],
+        }
+    )
 
 
 def _open(data: bytes, max_bytes: int) -> tuple[bytes, bytes]:
@@ -277,7 +279,9 @@ def _statement(payload: bytes) -> Statement:
     if not _is_canonical(value, payload):
         raise IdentityError("The statement is not in RFC 8785 form: two readers could read it differently.")
     if value["v"] != VERSION or _deeper_than(value, MAX_DEPTH):
-        raise IdentityError(f"The statement is of version {value['v']}, not {VERSION}, or nested deeper than {MAX_DEPTH}.")
+        raise IdentityError(
+            f"The statement is of version {value['v']}, not {VERSION}, or nested deeper than {MAX_DEPTH}."
+        )
     return Statement(**{field.name: value[field.name] for field in fields(Statement)})
 
 
@@ -291,7 +295,9 @@ def _is_canonical(value: Any, data: bytes) -> bool:
 def _deeper_than(value: Any, levels: int) -> bool:
     if not isinstance(value, dict | list):
         return False
-    return levels == 0 or any(_deeper_than(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value))
+    return levels == 0 or any(
+        _deeper_than(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _json(data: bytes) -> dict[str, Any]:

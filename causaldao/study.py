@@ -1,4 +1,5 @@
-"""A study: a question and its protocol, one TOML file, pinned by its hash and approved by each node before any row is read.
+"""A study: a question and its protocol, one TOML file,
+pinned by its hash and approved by each node before any row is read.
 
 The hash is the SHA-256 of the RFC 8785 JSON of the validated study with its defaults filled in, so two files that mean
 the same have one hash, and a default that changes in a later version changes it.
@@ -125,7 +126,9 @@ class MembersSpec(_Table):
 
 
 class EffectSpec(_Table):
-    """An effect to estimate; ``adjustment`` "auto" asks the adopted graph, a list is taken as given (empty: randomised)."""
+    """An effect to estimate; ``adjustment`` "auto" asks the adopted graph,
+    a list is taken as given (empty: randomised).
+    """
 
     treatment: Name
     outcome: Name

@@ -65,6 +65,8 @@ def _array(name: str, array: Array) -> np.ndarray[Any, np.dtype[Any]]:
     if array.stype != _STYPE or array.dtype not in _DTYPES:
         raise IdentityError(f"Tensor {name!r} is {array.stype} {array.dtype}; only raw little-endian numbers are read.")
     dtype = np.dtype(array.dtype).newbyteorder("<")
-    if any(side < 0 for side in array.shape) or len(array.data) != dtype.itemsize * int(np.prod(array.shape, dtype=object)):
+    if any(side < 0 for side in array.shape) or len(array.data) != dtype.itemsize * int(
+        np.prod(array.shape, dtype=object)
+    ):
         raise IdentityError(f"Tensor {name!r} claims the shape {array.shape}, but has {len(array.data)} bytes.")
     return np.frombuffer(array.data, dtype=dtype).reshape(array.shape)

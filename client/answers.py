@@ -1,7 +1,7 @@
 """One slot, one answer: what the node has said in a study, kept so that it never says two things in one place.
 
-A slot is (study, round, kind). The first request that is answered, or that privacy is spent for, binds it to the digest of
-that request; the same request again gets the same bytes, another one is refused, since answering it would look like
+A slot is (study, round, kind). The first request that is answered, or that privacy is spent for, binds it to the digest
+of that request; the same request again gets the same bytes, another one is refused, since answering it would look like
 equivocation. A request that is refused binds nothing.
 """
 

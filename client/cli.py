@@ -38,8 +38,11 @@ def dry_run(
         warnings = check_study(config, node, chosen)
         planned = plan(chosen)
         data = {
-            "study": chosen.name, "hash": chosen.hash, "approved": chosen.hash in config.approved, "warnings": list(warnings),
-            "would_spend": {"epsilon": planned.epsilon, "delta": planned.delta, "releases": [vars(s) for s in planned.spends]},
+            "study": chosen.name, "hash": chosen.hash, "approved": chosen.hash in config.approved,
+            "warnings": list(warnings),
+            "would_spend": {
+                "epsilon": planned.epsilon, "delta": planned.delta, "releases": [vars(s) for s in planned.spends],
+            },
         }  # fmt: skip
         output.emit(data, lambda: _report(data))
 
@@ -49,15 +52,15 @@ def budget(node: Folder, as_json: Json = False) -> None:
     """What the node's data set has spent over all studies, against its lifetime cap."""
     with command(as_json) as output:
         from causaldao.client.privacy.journal import Journal
-        from causaldao.errors import ConfigurationError
 
         config = _config(node)
         path = node / "journal.db"
-        if not path.exists():
-            raise ConfigurationError(f"The node in {node} has no journal yet: it has answered no study.")
-        spent = Journal.open(path).spent(config.dataset, config.lifetime.delta)
+        spent = Journal.open(path).spent(config.dataset, config.lifetime.delta) if path.exists() else 0.0
         data = {"dataset": config.dataset, "spent": spent, **config.lifetime.model_dump()}
-        output.emit(data, f"{config.dataset}: epsilon {spent:.4f} of {config.lifetime.epsilon:g} at delta {config.lifetime.delta:g}")
+        output.emit(
+            data,
+            f"{config.dataset}: epsilon {spent:.4f} of {config.lifetime.epsilon:g} at delta {config.lifetime.delta:g}",
+        )
 
 
 def _config(folder: Path) -> Any:

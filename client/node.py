@@ -78,6 +78,10 @@ def _same_rows(frame: Table) -> Table:
     return frame
 
 
+def _same_body(kind: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return body
+
+
 def _same_tensors(kind: str, tensors: Tensors) -> Tensors:
     return tensors
 
@@ -88,6 +92,7 @@ class Conduct:
 
     rows: Callable[[Table], Table] = _same_rows
     tensors: Callable[[str, Tensors], Tensors] = _same_tensors
+    body: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = _same_body
 
 
 @dataclass
@@ -120,9 +125,7 @@ class Node:
     @cached_property
     def knowledge(self) -> Knowledge:
         """What the institution declares to know, overriding its evidence in its ballots."""
-        if self.config.knowledge is None:
-            return NONE
-        return Knowledge.from_toml((self.folder / self.config.knowledge).read_text())
+        return declared_knowledge(self.config, self.folder)
 
     def answer(self, parcel: Parcel) -> Parcel:
         """The reply to a request, or the signed refusal of it.
@@ -157,7 +160,8 @@ class Node:
             raise IdentityError(f"There is no request of kind {request.kind!r}.")
         if request.study not in self.config.approved:
             raise RefusedError(
-                f"Study {request.study[:12]} is not approved here: its owner must approve that hash before any row is read."
+                f"Study {request.study[:12]} is not approved here: "
+                "its owner must approve that hash before any row is read."
             )
         if request.kind not in _PER_ROUND and request.round != 0:
             raise RefusedError(f"A {request.kind!r} is asked for once, in round 0, not in round {request.round}.")
@@ -290,7 +294,8 @@ class Node:
         return NoiseSource.simulated(bytes.fromhex(sha256(canonical(label))))
 
     def _reply(self, request: Statement, body: Mapping[str, Any], tensors: Tensors) -> bytes:
-        return self._seal(request, request.kind, body, self.conduct.tensors(request.kind, tensors)).pack()
+        said = self.conduct.body(request.kind, body)
+        return self._seal(request, request.kind, said, self.conduct.tensors(request.kind, tensors)).pack()
 
     def _seal(
         self, request: Statement, kind: str, body: Mapping[str, Any], tensors: Tensors, nonce: str | None = None
@@ -303,7 +308,7 @@ class Node:
 
 
 def check_study(config: NodeConfig, folder: Path, study: Study) -> tuple[str, ...]:
-    """What a dry run checks: the data against the dictionary, and the whole study against the budget; the warnings.
+    """What a dry run checks: the node's own files, the data, and the whole study against the budget; the warnings.
 
     Nothing is written: a node without a journal has spent nothing.
 
@@ -314,9 +319,28 @@ def check_study(config: NodeConfig, folder: Path, study: Study) -> tuple[str, ..
     BudgetError
         the study would pass the data set's lifetime cap.
     """
-    warnings = require(read(folder / config.data), study.dictionary)
+    VerifyKey.from_text(config.coordinator)
+    declared_knowledge(config, folder).check(study.names)
+    table = read(folder / config.data)
+    warnings = [str(warning) for warning in require(table, study.dictionary)]
+    if len(table) < study.members.rows_min:
+        warnings.append(
+            f"warning: {len(table)} records are fewer than the study's rows_min = {study.members.rows_min}: evidence "
+            "of so few is judged as if it were of more, so it may be excluded, or even accused."
+        )
     require_budget(config, folder, study)
-    return tuple(str(warning) for warning in warnings)
+    return tuple(warnings)
+
+
+def declared_knowledge(config: NodeConfig, folder: Path) -> Knowledge:
+    """What the institution declares to know; a file that is missing or wrong is a ConfigurationError."""
+    if config.knowledge is None:
+        return NONE
+    path = folder / config.knowledge
+    try:
+        return Knowledge.from_toml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The knowledge file {path} cannot be read: {error}.") from error
 
 
 def require_budget(config: NodeConfig, folder: Path, study: Study) -> None:
@@ -327,9 +351,9 @@ def require_budget(config: NodeConfig, folder: Path, study: Study) -> None:
     after = epsilon_of([*others, *plan(study).spends], lifetime.delta)
     if after > lifetime.epsilon:
         raise BudgetError(
-            f"Study {study.name!r} would take data set {config.dataset!r} to epsilon {after:.4g} at delta {lifetime.delta:g}, "
-            f"past its lifetime cap of {lifetime.epsilon:g}. Nothing was spent. Use a smaller epsilon in the study, or raise "
-            "[lifetime] in the node's file knowingly."
+            f"Study {study.name!r} would take data set {config.dataset!r} to epsilon {after:.4g} at delta "
+            f"{lifetime.delta:g}, past its lifetime cap of {lifetime.epsilon:g}. Nothing was spent. Use a smaller "
+            "epsilon in the study, or raise [lifetime] in the node's file knowingly."
         )
 
 
@@ -347,5 +371,3 @@ def _proposal(value: Mapping[str, Any], study: Study) -> Proposal:
     if set(proposal.pattern.nodes) != set(study.names):
         raise IdentityError("The proposal speaks of other variables than the study.")
     return proposal
-
-

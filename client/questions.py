@@ -28,7 +28,9 @@ _MAX_SAMPLES = 10_000_000
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
-Sets = Annotated[list[str], typer.Option("--set", help="NAME=VALUE, in the model's units (after a variable's transform).")]
+Sets = Annotated[
+    list[str], typer.Option("--set", help="NAME=VALUE, in the model's units (after a variable's transform).")
+]
 
 
 @discover_app.command()
@@ -110,9 +112,7 @@ def intervene(
             "target": target, "mean": mean, "monte_carlo_error": error, "quantiles": {"0.05": low, "0.95": high},
             "notes": notes,
         }  # fmt: skip
-        text = (
-            f"{target}: mean {mean:.4f} (Monte Carlo error {error:.4f}), 90 % of values in [{low:.4f}, {high:.4f}]"
-        )
+        text = f"{target}: mean {mean:.4f} (Monte Carlo error {error:.4f}), 90 % of values in [{low:.4f}, {high:.4f}]"
         output.emit(data, "\n".join([text, *notes]))
 
 
@@ -142,7 +142,9 @@ def counterfactual(
 def _effect_line(found: dict[str, Any]) -> str:
     low, high = found["interval"]
     given = ", ".join(found["adjustment"]) or "nothing"
-    line = f"{found['treatment']} -> {found['outcome']} given {given}: {found['estimate']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    line = (
+        f"{found['treatment']} -> {found['outcome']} given {given}: {found['estimate']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    )
     return line + ("  (no causal path in the graph)" if found.get("graph_implies_zero") else "")
 
 
@@ -151,13 +153,14 @@ def _effect_notes(found: list[dict[str, Any]], source: Path, graph: Path | None)
     notes = []
     if graph is None and not source.is_dir():
         notes.append(
-            "note: nothing was adjusted for, so this is an association; it is an effect only if the treatment was drawn "
-            "by lot. Give --graph to adjust."
+            "note: nothing was adjusted for, so this is an association; it is an effect only if the treatment was "
+            "drawn by lot. Give --graph to adjust."
         )
     if any(effect.get("graph_implies_zero") for effect in found):
         notes.append(
-            "note: the graph has no causal path from treatment to outcome, which would make the effect zero; the number is "
-            "what the evidence gives, adjusted for the treatment's causes. The graph may lack an edge for want of data."
+            "note: the graph has no causal path from treatment to outcome, which would make the effect zero; "
+            "the number is what the evidence gives, adjusted for the treatment's causes. "
+            "The graph may lack an edge for want of data."
         )
     if len(found) > 1:
         notes.append("note: the graph leaves directions open; each line is the effect under some of them.")
@@ -177,8 +180,8 @@ def _intervention_notes(model: NeuralSCM, chosen: dict[str, float], targets: lis
         centre, half = float(model.centre[place]), float(model.half_range[place])
         if abs(value - centre) > half * (1 + 1e-9):
             notes.append(
-                f"note: {name} = {value:g} lies outside the study's bounds [{centre - half:g}, {centre + half:g}]: the model "
-                "extrapolates."
+                f"note: {name} = {value:g} lies outside the study's bounds [{centre - half:g}, {centre + half:g}]: the "
+                "model extrapolates."
             )
     return notes
 

@@ -28,9 +28,7 @@ from causaldao.models.scm import NeuralSCM
 
 Array = NDArray[Any]
 
-_LOSS_STEPS = (
-    1 << 20
-)  # lattice steps in [0, L]: rounding is far below the noise, and integers have no low bits to leak
+_LOSS_STEPS = 1 << 20  # lattice steps in [0, L]: rounding is far below the noise, and integers have no low bits to leak
 
 
 def train(
@@ -101,9 +99,7 @@ def _prepared(
 
 def _units(model: NeuralSCM) -> list[Tensor]:
     """A node's output in units of its noise: its loss then has a curvature near 1, whatever its scale."""
-    return [
-        torch.ones_like(model.scale) if layer is model.hidden else model.scale for layer in model.layers()
-    ]
+    return [torch.ones_like(model.scale) if layer is model.hidden else model.scale for layer in model.layers()]
 
 
 def _masked(model: NeuralSCM) -> dict[str, Tensor]:

@@ -35,30 +35,22 @@ def export(log: Log) -> bytes:
     snapshot = log.snapshot()
     head = snapshot.head
     if head.size == 0:
-        raise LedgerError(
-            f"The ledger of {head.origin!r} is empty: there is nothing to export before its genesis."
-        )
+        raise LedgerError(f"The ledger of {head.origin!r} is empty: there is nothing to export before its genesis.")
     sections = {
         "cosignatures": b"[]",
         "entries": b"[" + b",".join(map(_entry, snapshot.entries)) + b"]",
         "format": canonical(FORMAT),
-        "head": canonical(
-            {"root": head.root, "signature": head.signature, "size": head.size, "time": head.time}
-        ),
+        "head": canonical({"root": head.root, "signature": head.signature, "size": head.size, "time": head.time}),
         "origin": canonical(head.origin),
         "payloads": _payloads(snapshot.payloads),
     }
-    bundle = (
-        b"{" + b",".join(b'"%b":%b' % (name.encode(), sections[name]) for name in sorted(sections)) + b"}"
-    )
+    bundle = b"{" + b",".join(b'"%b":%b' % (name.encode(), sections[name]) for name in sorted(sections)) + b"}"
     if len(bundle) > MAX_BUNDLE_BYTES:
         raise LedgerError(f"The bundle has {len(bundle)} bytes, a verifier reads at most {MAX_BUNDLE_BYTES}.")
     return bundle
 
 
-def write_policy(
-    origin: str, key: SigningKey | VerifyKey, members: Mapping[str, VerifyKey], quorum: int = 0
-) -> str:
+def write_policy(origin: str, key: SigningKey | VerifyKey, members: Mapping[str, VerifyKey], quorum: int = 0) -> str:
     """The text of a policy file: the log's key, the members' keys and how many cosigners a head needs."""
     public = key.public if isinstance(key, SigningKey) else key
     lines = [f"log {public.to_text(origin)}"]

@@ -45,9 +45,7 @@ def show_command(bundle: Bundle, policy: PolicyFile, as_json: Json = False) -> N
 @app.command("export")
 def export_command(
     database: Annotated[str, typer.Argument(help="The ledger's file, or a database URL.", metavar="DB")],
-    out_file: Annotated[
-        Path, typer.Option("--out", help="Where to write the bundle; an older one is replaced.")
-    ],
+    out_file: Annotated[Path, typer.Option("--out", help="Where to write the bundle; an older one is replaced.")],
     as_json: Json = False,
 ) -> None:
     """Write the bundle of the ledger in DB."""
@@ -71,15 +69,11 @@ def verified(bundle: Path, policy_file: Path) -> Report:
     try:
         policy = Policy.parse(_read(policy_file, "policy", 1 << 20).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigurationError(
-            f"The policy {policy_file} is not UTF-8 text (byte {error.start})."
-        ) from error
+        raise ConfigurationError(f"The policy {policy_file} is not UTF-8 text (byte {error.start}).") from error
     try:
         return verify(_read(bundle, "bundle", MAX_BYTES + 1), policy)
     except LedgerError as error:
-        raise Finding(
-            f"{bundle}: {error.message} (policy {policy.fingerprint})", problems=error.problems
-        ) from error
+        raise Finding(f"{bundle}: {error.message} (policy {policy.fingerprint})", problems=error.problems) from error
 
 
 def _read(path: Path, what: str, limit: int) -> bytes:
@@ -102,9 +96,7 @@ def _write(path: Path, data: bytes) -> None:
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:
-        raise MisuseError(
-            f"The bundle {path} cannot be written: {error.strerror}. Choose another --out."
-        ) from error
+        raise MisuseError(f"The bundle {path} cannot be written: {error.strerror}. Choose another --out.") from error
 
 
 def _sha256(data: bytes) -> str:

@@ -76,9 +76,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise LedgerError(
-                f"There is no entry kind {self.kind!r}; the contract has {', '.join(sorted(KINDS))}."
-            )
+            raise LedgerError(f"There is no entry kind {self.kind!r}; the contract has {', '.join(sorted(KINDS))}.")
         missing = [name for name in _REQUIRED.get(self.kind, ()) if not isinstance(self.body.get(name), str)]
         if missing:
             raise LedgerError(
@@ -91,9 +89,7 @@ class Entry:
     @property
     def content(self) -> str:
         """SHA-256 of all that is recorded but place and time: what must agree when a key comes again."""
-        return sha256(
-            canonical({"kind": self.kind, "body": dict(self.body), "payloads": sorted(self.payloads)})
-        )
+        return sha256(canonical({"kind": self.kind, "body": dict(self.body), "payloads": sorted(self.payloads)}))
 
 
 def record_bytes(entry: Entry, index: int, previous: str, time: str) -> bytes:
@@ -143,13 +139,10 @@ def _check_body(kind: str, body: Mapping[str, Any]) -> None:
         raise LedgerError(f"The body of a {kind!r} entry cannot be recorded: {error}") from error
     if size > MAX_BODY_BYTES:
         raise LedgerError(
-            f"The body of a {kind!r} entry has {size} bytes, the bound is {MAX_BODY_BYTES}: "
-            "put the bulk in a payload."
+            f"The body of a {kind!r} entry has {size} bytes, the bound is {MAX_BODY_BYTES}: put the bulk in a payload."
         )
     if _deeper_than(body, MAX_BODY_DEPTH):
-        raise LedgerError(
-            f"The body of a {kind!r} entry is nested deeper than {MAX_BODY_DEPTH} levels: flatten it."
-        )
+        raise LedgerError(f"The body of a {kind!r} entry is nested deeper than {MAX_BODY_DEPTH} levels: flatten it.")
 
 
 def _deeper_than(value: Any, levels: int) -> bool:

@@ -77,9 +77,7 @@ class Snapshot:
 class Log:
     """A ledger in a database, from `create`, `open` (to write) or `read`. Close it, or use it in a `with`."""
 
-    def __init__(
-        self, engine: sa.Engine, head: Head, link: str, key: SigningKey | None, clock: Clock
-    ) -> None:
+    def __init__(self, engine: sa.Engine, head: Head, link: str, key: SigningKey | None, clock: Clock) -> None:
         self._engine = engine
         self._head = head
         self._link = link
@@ -183,18 +181,14 @@ class Log:
         if data is None:
             raise LedgerError(f"The ledger holds no payload {name}.")
         if sha256(data) != name:
-            raise LedgerError(
-                f"The payload {name} was damaged: its bytes now have the SHA-256 {sha256(data)}."
-            )
+            raise LedgerError(f"The payload {name} was damaged: its bytes now have the SHA-256 {sha256(data)}.")
         return bytes(data)
 
     def snapshot(self) -> Snapshot:
         """The database's own head (another process may have moved it) with all entries and payloads."""
         with transaction(self._engine, "read the ledger", write=False) as connection:
             rows = connection.execute(sa.select(PAYLOADS))
-            return Snapshot(
-                _head(connection), _entries(connection, 0), {row.sha256: bytes(row.data) for row in rows}
-            )
+            return Snapshot(_head(connection), _entries(connection, 0), {row.sha256: bytes(row.data) for row in rows})
 
     def _signer(self) -> SigningKey:
         if self._key is None:
@@ -258,9 +252,7 @@ def _check_signer(key: SigningKey, head: Head) -> None:
 
 def _row(key: SigningKey, origin: str, entry: Entry, index: int, previous: str, time: str) -> dict[str, Any]:
     if (entry.kind == "genesis") != (index == 0):
-        raise LedgerError(
-            f"Entry {index} cannot be {entry.kind!r}: a log has one genesis, and it is entry 0."
-        )
+        raise LedgerError(f"Entry {index} cannot be {entry.kind!r}: a log has one genesis, and it is entry 0.")
     record = record_bytes(entry, index, previous, time)
     link = next_link(index, previous, record)
     signature = base64.b64encode(key.sign(entry_text(origin, index, link))).decode()
@@ -319,9 +311,7 @@ def _insert(
     if state:
         upsert = insert(STATE)
         upsert = upsert.on_conflict_do_update(index_elements=["key"], set_={"value": upsert.excluded.value})
-        connection.execute(
-            upsert, [{"key": name, "value": _state_bytes(name, state[name])} for name in state]
-        )
+        connection.execute(upsert, [{"key": name, "value": _state_bytes(name, state[name])} for name in state])
 
 
 def _state_bytes(name: str, value: Any) -> bytes:

@@ -95,13 +95,10 @@ class Policy:
                 case ["quorum", count] if count.isascii() and count.isdigit():
                     quorums.append(int(count))
                 case _:
-                    raise _policy_fault(
-                        number, f"expected 'log KEY', 'member KEY' or 'quorum N', found {line!r}"
-                    )
+                    raise _policy_fault(number, f"expected 'log KEY', 'member KEY' or 'quorum N', found {line!r}")
         if len(logs) != 1 or len(quorums) != 1:
             raise ConfigurationError(
-                f"The policy has {len(logs)} 'log' and {len(quorums)} 'quorum' lines; "
-                "write exactly one of each."
+                f"The policy has {len(logs)} 'log' and {len(quorums)} 'quorum' lines; write exactly one of each."
             )
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         return Policy(*logs[0], members, quorums[0], fingerprint)
@@ -147,9 +144,7 @@ def verify(bundle: bytes, policy: Policy, max_bytes: int = MAX_BYTES) -> Report:
     _check_head(document["head"], len(lines), link, policy, pieces)
     payloads = _check_payloads(document["payloads"], lines, pieces)
     if document["cosignatures"]:
-        raise _fault(
-            pieces.section("cosignatures"), "this version knows no cosignatures, so it cannot check them"
-        )
+        raise _fault(pieces.section("cosignatures"), "this version knows no cosignatures, so it cannot check them")
     if policy.quorum > 0:
         what = f"the policy asks for {policy.quorum} cosigners of the head, the bundle has 0"
         raise _fault(pieces.section("cosignatures"), what)
@@ -194,9 +189,7 @@ def _read(bundle: bytes, max_bytes: int) -> tuple[dict[str, Any], _Pieces]:
     _check_shapes(document, bundle)
     written, pieces = _write(document)
     if written != bundle:
-        offset = next(
-            (i for i, (a, b) in enumerate(zip(bundle, written, strict=False)) if a != b), len(written)
-        )
+        offset = next((i for i, (a, b) in enumerate(zip(bundle, written, strict=False)) if a != b), len(written))
         raise _fault(_place(bundle, offset), "the file is not in its one canonical form (RFC 8785)")
     return document, pieces
 
@@ -403,9 +396,7 @@ def _twice_place(data: bytes) -> str:
 # 2. Log
 
 
-def _check_chain(
-    items: list[dict[str, Any]], pieces: _Pieces, policy: Policy
-) -> tuple[tuple[Line, ...], str]:
+def _check_chain(items: list[dict[str, Any]], pieces: _Pieces, policy: Policy) -> tuple[tuple[Line, ...], str]:
     link = hashlib.sha256(b"\x03" + policy.origin.encode()).hexdigest()
     lines = []
     for position, (item, record) in enumerate(zip(items, pieces.records, strict=True)):
@@ -427,9 +418,7 @@ def _line(record: Mapping[str, Any], position: int, link: str, place: str) -> Li
     if record["previous"] != link:
         raise _fault(place, "it does not follow the entry before it: the link it names is another")
     if not KINDS.fullmatch(record["kind"]) or (record["kind"] == "genesis") != (position == 0):
-        raise _fault(
-            place, f"the kind {record['kind']!r} is unknown, or not allowed here (entry 0 is the genesis)"
-        )
+        raise _fault(place, f"the kind {record['kind']!r} is unknown, or not allowed here (entry 0 is the genesis)")
     if not _TIME.fullmatch(record["time"]):
         raise _fault(place, f"the time {record['time']!r} is not of the form 2025-01-31T12:00:00.000Z")
     if record["payloads"] != sorted(set(record["payloads"])):
@@ -470,9 +459,7 @@ def _learn(line: Line, policy: Policy, known: _Members) -> None:
     elif line.kind.startswith("member."):
         member = _text(body, "member", place)
         if (line.kind == "member.admit") == (member in known.keys):
-            raise _fault(
-                place, f"{line.kind} of {member!r}, who is {'' if member in known.keys else 'not '}a member"
-            )
+            raise _fault(place, f"{line.kind} of {member!r}, who is {'' if member in known.keys else 'not '}a member")
         if line.kind == "member.revoke":
             del known.keys[member]
         else:
@@ -517,38 +504,23 @@ def _check_envelope(holder: Mapping[str, Any], line: Line, policy: Policy, known
     if not any(_signed(key, signature, signed) for key in keys):
         raise _fault(place, f"the envelope in the name of {member!r} is not signed by that member's key")
     if statement["federation"] != known.federation:
-        raise _fault(
-            place, f"the envelope is of federation {statement['federation']!r}, not {known.federation!r}"
-        )
+        raise _fault(place, f"the envelope is of federation {statement['federation']!r}, not {known.federation!r}")
     if statement["study"] not in known.studies and (statement["study"] or line.kind in SPOKEN):
-        raise _fault(
-            place, f"the envelope is of study {statement['study']!r}, which no entry before it names"
-        )
-    if (
-        "manifest" in holder
-        and hashlib.sha256(_encode(holder["manifest"])).hexdigest() != statement["digest"]
-    ):
+        raise _fault(place, f"the envelope is of study {statement['study']!r}, which no entry before it names")
+    if "manifest" in holder and hashlib.sha256(_encode(holder["manifest"])).hexdigest() != statement["digest"]:
         raise _fault(place, "the manifest is not the one whose digest the member signed")
 
 
-def _check_spoken(
-    statement: Mapping[str, Any], holder: Mapping[str, Any], line: Line, known: _Members
-) -> None:
+def _check_spoken(statement: Mapping[str, Any], holder: Mapping[str, Any], line: Line, known: _Members) -> None:
     place, member = f"entry {line.index}", statement["member"]
     if member not in known.keys:
         raise _fault(place, f"{member!r} speaks, but is not a member at this index")
     if statement["kind"] != line.kind or holder.get("member", member) != member:
-        raise _fault(
-            place, f"the envelope is a {statement['kind']!r} of {member!r}, the entry says otherwise"
-        )
+        raise _fault(place, f"the envelope is a {statement['kind']!r} of {member!r}, the entry says otherwise")
     slot = tuple(statement[name] for name in ("study", "round", "member", "kind"))
-    content = hashlib.sha256(
-        _encode({name: statement[name] for name in ("body", "digest", "epoch")})
-    ).hexdigest()
+    content = hashlib.sha256(_encode({name: statement[name] for name in ("body", "digest", "epoch")})).hexdigest()
     if known.slots.setdefault(slot, content) != content:
-        raise _fault(
-            place, f"the slot (study, round, member, kind) = {slot} was filled before with another content"
-        )
+        raise _fault(place, f"the slot (study, round, member, kind) = {slot} was filled before with another content")
 
 
 def _open(text: str, place: str) -> tuple[bytes, bytes]:

@@ -135,9 +135,7 @@ def effect_set(
     chosen = {tuple(sorted(adjustment_set(g, treatment, outcome))) for g in causal}
     ordered = sorted(chosen, key=lambda names: (len(names), names))
     effects = [average_effect(evidence, treatment, outcome, names, level) for names in ordered]
-    return tuple(
-        effects if len(causal) == len(graphs) else [_zero(evidence, treatment, outcome, level), *effects]
-    )
+    return tuple(effects if len(causal) == len(graphs) else [_zero(evidence, treatment, outcome, level), *effects])
 
 
 def _zero(evidence: Evidence, treatment: str, outcome: str, level: float) -> Effect:
@@ -194,9 +192,7 @@ def _require_variation(evidence: Evidence, treatment: str, a: Tensor, level: flo
 
 def _require_definite(evidence: Evidence, block: Tensor, predictors: Sequence[str]) -> None:
     if evidence.count <= len(block):
-        raise DataError(
-            f"{evidence.count:.6g} records for {len(block)} coefficients: expected more than that."
-        )
+        raise DataError(f"{evidence.count:.6g} records for {len(block)} coefficients: expected more than that.")
     least = float(torch.linalg.eigvalsh(block / evidence.count)[0])
     if least <= _SINGULAR:
         raise DataError(
@@ -233,6 +229,4 @@ def influence(evidence: Evidence, treatment: str, outcome: str, adjustment: Sequ
     effect = average_effect(evidence, treatment, outcome, adjustment)
     fit = least_squares(evidence, outcome, (treatment, *adjustment))
     gradient = _gradient(_weights(evidence, (treatment, *adjustment), fit), fit)
-    return Influence(
-        _unit(evidence, treatment, outcome) * gradient, effect.sampling_error**2 * evidence.count
-    )
+    return Influence(_unit(evidence, treatment, outcome) * gradient, effect.sampling_error**2 * evidence.count)

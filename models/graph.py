@@ -100,9 +100,7 @@ class CausalGraph:
         """A graph from the marks at both ends of each pair: ``pag({("a", "b"): "o>"})`` is a o-> b."""
         for pair, ends in marks.items():
             if len(ends) != 2:
-                raise ConfigurationError(
-                    f"edge {pair} has marks {ends!r}. Give two, such as 'o>' or ('-', '>')."
-                )
+                raise ConfigurationError(f"edge {pair} has marks {ends!r}. Give two, such as 'o>' or ('-', '>').")
         return _build(((a, b, ends[0], ends[1]) for (a, b), ends in marks.items()), nodes)
 
     def __eq__(self, other: object) -> bool:
@@ -174,9 +172,7 @@ class CausalGraph:
         order: tuple[str, ...] = self.__dict__["_order"]
         return order
 
-    def d_separated(
-        self, xs: str | Iterable[str], ys: str | Iterable[str], given: str | Iterable[str] = ()
-    ) -> bool:
+    def d_separated(self, xs: str | Iterable[str], ys: str | Iterable[str], given: str | Iterable[str] = ()) -> bool:
         """Whether ``given`` separates xs from ys: d-separation on a DAG, m-separation on an ADMG.
 
         A path is open if each of its colliders is an ancestor of ``given`` and no other inner node is in it.
@@ -208,9 +204,7 @@ class CausalGraph:
     def unshielded_colliders(self) -> frozenset[Triple]:
         """The unshielded triples (a, c, b), a < b, with an arrowhead at c on both edges."""
         heads = self._into
-        return frozenset(
-            (a, c, b) for a, c, b in self.unshielded_triples() if a in heads[c] and b in heads[c]
-        )
+        return frozenset((a, c, b) for a, c, b in self.unshielded_triples() if a in heads[c] and b in heads[c])
 
     def with_nodes(self, nodes: Sequence[str]) -> CausalGraph:
         """The same edges over ``nodes`` first, in that order, then the nodes of this graph that they lack."""
@@ -244,9 +238,7 @@ class CausalGraph:
                 "'edges': [{'from': name, 'to': name, 'marks': [mark, mark]}]}."
             ) from error
         if bad := [e for e in edges if len(e) != 4 or not all(isinstance(part, str) for part in e)]:
-            raise ConfigurationError(
-                f"edge {bad[0]} needs names 'from' and 'to' and two marks, such as ['-', '>']."
-            )
+            raise ConfigurationError(f"edge {bad[0]} needs names 'from' and 'to' and two marks, such as ['-', '>'].")
         _check_nodes(nodes)
         return cls(tuple(nodes), frozenset(Edge(*edge) for edge in _without_duplicates(edges)))
 
@@ -298,9 +290,7 @@ class CausalGraph:
 
     def _known(self, node: str) -> str:
         if node not in self._ends:
-            raise MisuseError(
-                f"{node!r} is not a node of this graph. Its nodes are {', '.join(self.nodes) or 'none'}."
-            )
+            raise MisuseError(f"{node!r} is not a node of this graph. Its nodes are {', '.join(self.nodes) or 'none'}.")
         return node
 
     def _set(self, nodes: str | Iterable[str]) -> frozenset[str]:
@@ -340,9 +330,7 @@ def _canonical(a: str, b: str, at_a: str, at_b: str) -> Edge:
     """The edge with its blunter end first; equal ends in the order of the names."""
     for mark in (at_a, at_b):
         if mark not in _RANK:
-            raise ConfigurationError(
-                f"unknown mark {mark!r} on {a}, {b}. Marks are {', '.join(_NAMES.values())}."
-            )
+            raise ConfigurationError(f"unknown mark {mark!r} on {a}, {b}. Marks are {', '.join(_NAMES.values())}.")
     if (_RANK[at_a], a) <= (_RANK[at_b], b):
         return Edge(a, b, at_a, at_b)
     return Edge(b, a, at_b, at_a)
@@ -373,13 +361,9 @@ def _check_nodes(nodes: Sequence[str]) -> None:
 def _check_edges(nodes: Sequence[str], edges: Collection[Edge]) -> None:
     known = set(nodes)
     if unknown := sorted({name for e in edges for name in (e.a, e.b)} - known):
-        raise ConfigurationError(
-            f"edges name unknown nodes {unknown}. Add them to nodes, or correct the names."
-        )
+        raise ConfigurationError(f"edges name unknown nodes {unknown}. Add them to nodes, or correct the names.")
     if loops := sorted(e.a for e in edges if e.a == e.b):
-        raise ConfigurationError(
-            f"{loops[0]} -> {loops[0]} is a self loop. Remove it: no variable causes itself."
-        )
+        raise ConfigurationError(f"{loops[0]} -> {loops[0]} is a self loop. Remove it: no variable causes itself.")
     by_pair: dict[Pair, list[Edge]] = {}
     for e in sorted(edges):
         by_pair.setdefault((min(e.a, e.b), max(e.a, e.b)), []).append(e)

@@ -51,9 +51,7 @@ def is_adjustment_set(graph: CausalGraph, treatment: str, outcome: str, adjustme
     graph, dag = _checked(graph, treatment, outcome, adjustment)
     if _undirected_start(graph, treatment, outcome) is not None:
         return False
-    return not _forbidden(graph, treatment, outcome) & set(adjustment) and _blocks(
-        dag, treatment, outcome, adjustment
-    )
+    return not _forbidden(graph, treatment, outcome) & set(adjustment) and _blocks(dag, treatment, outcome, adjustment)
 
 
 def adjustment_set(graph: CausalGraph, treatment: str, outcome: str) -> Names:
@@ -89,16 +87,12 @@ def orientations_at(graph: CausalGraph, node: str) -> tuple[CausalGraph, ...]:
     al., 2017).
     """
     graph, _ = _checked(graph, node)
-    chosen = sorted(
-        _cliques(graph, sorted(graph.neighbours(node))), key=lambda parents: (len(parents), parents)
-    )
+    chosen = sorted(_cliques(graph, sorted(graph.neighbours(node))), key=lambda parents: (len(parents), parents))
     oriented = (_oriented(graph, node, parents) for parents in chosen)
     return tuple(candidate for candidate in oriented if candidate is not None)
 
 
-def _checked(
-    graph: CausalGraph, treatment: str, *others: str | Collection[str]
-) -> tuple[CausalGraph, CausalGraph]:
+def _checked(graph: CausalGraph, treatment: str, *others: str | Collection[str]) -> tuple[CausalGraph, CausalGraph]:
     """The pattern closed under Meek's rules and one DAG of its class."""
     names = [treatment]
     for other in others:
@@ -106,15 +100,11 @@ def _checked(
     if unknown := sorted(set(names) - set(graph.nodes)):
         raise MisuseError(f"The graph has no node {', '.join(unknown)}. It has {', '.join(graph.nodes)}.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise MisuseError(
-            f"{', '.join(twice)} stands in two roles; treatment, outcome and adjustment must differ."
-        )
+        raise MisuseError(f"{', '.join(twice)} stands in two roles; treatment, outcome and adjustment must differ.")
     if graph.is_dag:
         return graph, graph
     if len(graph.directed) + len(graph.undirected) != len(graph.edges):
-        raise MisuseError(
-            "Adjustment is decided here in DAGs and CPDAGs; this graph has bidirected or circle marks."
-        )
+        raise MisuseError("Adjustment is decided here in DAGs and CPDAGs; this graph has bidirected or circle marks.")
     closed = meek(graph)
     if (dag := extension(closed)) is None:
         raise ConfigurationError(

@@ -55,9 +55,7 @@ class Knowledge:
     @property
     def names(self) -> frozenset[str]:
         """Every name that the knowledge speaks of."""
-        return frozenset(name for pair in self.required | self.forbidden for name in pair) | frozenset(
-            self.tiers
-        )
+        return frozenset(name for pair in self.required | self.forbidden for name in pair) | frozenset(self.tiers)
 
     def allows(self, a: str, b: str) -> bool:
         """Whether a -> b may be: not forbidden, its reverse not required, and not from a later tier to an
@@ -93,27 +91,17 @@ class Knowledge:
         self.check(graph.nodes)
         if wrong := sorted(pair for pair in graph.directed if not self.allows(*pair)):
             raise ConfigurationError(f"the graph has {_arrow(wrong[0])}, which the knowledge rules out.")
-        arrows = {
-            pair for edge in graph.undirected for pair in (edge, edge[::-1]) if not self.allows(*pair[::-1])
-        }
+        arrows = {pair for edge in graph.undirected for pair in (edge, edge[::-1]) if not self.allows(*pair[::-1])}
         if both := sorted(pair for pair in arrows if pair[::-1] in arrows):
-            raise ConfigurationError(
-                f"{both[0][0]} and {both[0][1]} are adjacent, which the knowledge rules out."
-            )
+            raise ConfigurationError(f"{both[0][0]} and {both[0][1]} are adjacent, which the knowledge rules out.")
         lines = [pair for pair in graph.undirected if pair not in arrows and pair[::-1] not in arrows]
         return meek(CausalGraph.cpdag([*graph.directed, *arrows], lines, graph.nodes))
 
     def merge(self, other: Knowledge) -> Knowledge:
         """The knowledge of both. Raises ConfigurationError naming each clash, tiers that differ included."""
-        if differing := sorted(
-            n for n in self.tiers.keys() & other.tiers.keys() if self.tiers[n] != other.tiers[n]
-        ):
-            problems = [
-                f"{name} is in tier {self.tiers[name]} and in tier {other.tiers[name]}" for name in differing
-            ]
-            raise ConfigurationError(
-                "The two bodies of knowledge put variables in different tiers:", problems=problems
-            )
+        if differing := sorted(n for n in self.tiers.keys() & other.tiers.keys() if self.tiers[n] != other.tiers[n]):
+            problems = [f"{name} is in tier {self.tiers[name]} and in tier {other.tiers[name]}" for name in differing]
+            raise ConfigurationError("The two bodies of knowledge put variables in different tiers:", problems=problems)
         return Knowledge(
             self.required | other.required, self.forbidden | other.forbidden, {**self.tiers, **other.tiers}
         )
@@ -123,8 +111,7 @@ class Knowledge:
         known = sorted(names)
         if unknown := sorted(self.names - set(known)):
             raise ConfigurationError(
-                f"The background knowledge names unknown variables {unknown}. "
-                f"The variables are {', '.join(known)}."
+                f"The background knowledge names unknown variables {unknown}. The variables are {', '.join(known)}."
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -139,9 +126,7 @@ class Knowledge:
     def from_json(cls, data: Mapping[str, Any]) -> Knowledge:
         """The knowledge that `to_json` wrote; absent keys are empty, unknown keys a ConfigurationError."""
         if unknown := sorted(set(data) - {"required", "forbidden", "tiers"}):
-            raise ConfigurationError(
-                f"unknown keys {unknown} in the knowledge. Keys are required, forbidden, tiers."
-            )
+            raise ConfigurationError(f"unknown keys {unknown} in the knowledge. Keys are required, forbidden, tiers.")
         required, forbidden, tiers = (
             data.get("required", ()),
             data.get("forbidden", ()),
@@ -191,9 +176,7 @@ def _names(kind: str, pair: Sequence[str]) -> Pair:
 
 def _tiers(tiers: Mapping[str, int]) -> Mapping[str, int]:
     if not isinstance(tiers, Mapping):
-        raise ConfigurationError(
-            f"tiers is {tiers!r}. Give a table of names and integers, such as {{ age = 0 }}."
-        )
+        raise ConfigurationError(f"tiers is {tiers!r}. Give a table of names and integers, such as {{ age = 0 }}.")
     if bad := [name for name, tier in tiers.items() if not isinstance(tier, int) or isinstance(tier, bool)]:
         raise ConfigurationError(
             f"the tier of {bad[0]!r} is {tiers[bad[0]]!r}. Give an integer; causes have lower ones."

@@ -55,9 +55,7 @@ def pattern(
         _direct(arrows, pairs, pair, f"the directed edge {pair[0]} -> {pair[1]}")
     for a, c, b in sorted(set(colliders)):
         if (min(a, b), max(a, b)) in pairs:
-            raise ConfigurationError(
-                f"{a} and {b} are adjacent, so ({a}, {c}, {b}) is no unshielded collider."
-            )
+            raise ConfigurationError(f"{a} and {b} are adjacent, so ({a}, {c}, {b}) is no unshielded collider.")
         for end in (a, b):
             _direct(arrows, pairs, (end, c), f"the collider ({a}, {c}, {b})")
     return _complete(pairs, arrows, nodes)
@@ -66,9 +64,7 @@ def pattern(
 def cpdag_of(dag: CausalGraph) -> CausalGraph:
     """The CPDAG of the Markov equivalence class of a DAG."""
     if not dag.is_dag:
-        raise MisuseError(
-            "cpdag_of takes a DAG, and this graph has edges that are not directed. Extend it first."
-        )
+        raise MisuseError("cpdag_of takes a DAG, and this graph has edges that are not directed. Extend it first.")
     arrows = {(end, c) for a, c, b in dag.unshielded_colliders() for end in (a, b)}
     lines = [pair for pair in dag.skeleton() if pair not in arrows and pair[::-1] not in arrows]
     return meek(CausalGraph.cpdag(arrows, lines, dag.nodes))
@@ -98,9 +94,7 @@ def shd(a: CausalGraph, b: CausalGraph) -> int:
     """Structural Hamming distance: the number of pairs whose edge is missing, extra, or differs in a mark."""
     if set(a.nodes) != set(b.nodes):
         odd = sorted(set(a.nodes) ^ set(b.nodes))
-        raise MisuseError(
-            f"the graphs have different nodes: {odd} stand in only one. Use with_nodes to align them."
-        )
+        raise MisuseError(f"the graphs have different nodes: {odd} stand in only one. Use with_nodes to align them.")
     return len({(min(e.a, e.b), max(e.a, e.b)) for e in a.edges ^ b.edges})
 
 
@@ -115,9 +109,7 @@ class _Partial:
     @classmethod
     def of(cls, graph: CausalGraph) -> _Partial:
         if other := graph.edges - _partial_edges(graph):
-            raise MisuseError(
-                f"{min(other)} is neither directed nor undirected. Give a DAG, CPDAG or pattern."
-            )
+            raise MisuseError(f"{min(other)} is neither directed nor undirected. Give a DAG, CPDAG or pattern.")
         maps = (graph.parents, graph.children, graph.neighbours)
         return cls(*({node: set(of(node)) for node in graph.nodes} for of in maps))
 
@@ -181,13 +173,9 @@ _RULES = (_away_from_collider, _away_from_cycle, _two_chains, _around_knowledge)
 def _direct(arrows: dict[Pair, str], pairs: set[Pair], arrow: Pair, why: str) -> None:
     a, b = arrow
     if (min(a, b), max(a, b)) not in pairs:
-        raise ConfigurationError(
-            f"{why} needs an edge between {a} and {b}, which the skeleton lacks. Add it there."
-        )
+        raise ConfigurationError(f"{why} needs an edge between {a} and {b}, which the skeleton lacks. Add it there.")
     if (b, a) in arrows:
-        raise ConfigurationError(
-            f"{why} says {a} -> {b}, but {arrows[b, a]} says {b} -> {a}. Give up one of them."
-        )
+        raise ConfigurationError(f"{why} says {a} -> {b}, but {arrows[b, a]} says {b} -> {a}. Give up one of them.")
     arrows.setdefault(arrow, why)
 
 

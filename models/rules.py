@@ -45,9 +45,7 @@ class CausalRule:
     def __post_init__(self) -> None:
         for name in (self.cause, self.effect):
             if not isinstance(name, str) or not name:
-                raise ConfigurationError(
-                    f"a rule names {name!r}. Cause and effect are strings that are not empty."
-                )
+                raise ConfigurationError(f"a rule names {name!r}. Cause and effect are strings that are not empty.")
         _check_number(self, "strength", -1.0, 1.0)
         _check_number(self, "offset", 0.0, math.inf)
         _check_number(self, "duration", 0.0, math.inf)
@@ -138,9 +136,7 @@ class CausalRuleSet:
         return cls(tuple(map(_rule, data)))
 
     def _edges(self, least: float, lagged: bool) -> list[Pair]:
-        rules = [
-            r for r in self.rules if r.strength and abs(r.strength) >= least and (lagged or r.offset == 0)
-        ]
+        rules = [r for r in self.rules if r.strength and abs(r.strength) >= least and (lagged or r.offset == 0)]
         return sorted({_pair(rule) for rule in rules if rule.cause != rule.effect})
 
 
@@ -155,20 +151,14 @@ def _slot(rule: CausalRule) -> tuple[str, str, float]:
 def _check_number(rule: CausalRule, name: str, low: float, high: float) -> None:
     value = getattr(rule, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigurationError(
-            f"{name} of {rule.cause} -> {rule.effect} is {value!r}. Give a finite number."
-        )
+        raise ConfigurationError(f"{name} of {rule.cause} -> {rule.effect} is {value!r}. Give a finite number.")
     if not low <= value <= high:
         bound = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"of {low:g} or more"
-        raise ConfigurationError(
-            f"{name} of {rule.cause} -> {rule.effect} is {value}. Give a number {bound}."
-        )
+        raise ConfigurationError(f"{name} of {rule.cause} -> {rule.effect} is {value}. Give a number {bound}.")
 
 
 def _rule(data: Mapping[str, Any]) -> CausalRule:
     keys = [f.name for f in fields(CausalRule)]
     if not isinstance(data, Mapping) or not {"cause", "effect"} <= set(data) <= set(keys):
-        raise ConfigurationError(
-            f"not a rule: {data!r}. A rule has cause and effect, and may have {keys[2:]}."
-        )
+        raise ConfigurationError(f"not a rule: {data!r}. A rule has cause and effect, and may have {keys[2:]}.")
     return CausalRule(**data)

@@ -233,9 +233,7 @@ class NeuralSCM(nn.Module):
             model.linear.weight.copy_(linear.weight[:, None, :])
             model.linear.bias.copy_(linear.intercept[:, None])
             model.hidden.weight.copy_(draw * model.mask[:, None, :] / fan_in.sqrt()[:, None, None])
-            model.hidden.bias.copy_(
-                2 * torch.rand(model.hidden.bias.shape, generator=generator, dtype=dtype) - 1
-            )
+            model.hidden.bias.copy_(2 * torch.rand(model.hidden.bias.shape, generator=generator, dtype=dtype) - 1)
         return model
 
     @property
@@ -281,17 +279,14 @@ class NeuralSCM(nn.Module):
         rows = _rows(factual, len(self.names))
         held, value = _intervention(self.names, do, self.centre, self.half_range)
         change = [
-            self._change(chunk, held, value)
-            for chunk in torch.split((rows - self.centre) / self.half_range, _ROWS)
+            self._change(chunk, held, value) for chunk in torch.split((rows - self.centre) / self.half_range, _ROWS)
         ]
         return _hold(rows + self.half_range * torch.cat(change), self.names, do)
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """(tensors, meta): parameters, scale, centre and half as numpy arrays, and the rest as JSON."""
         tensors = {**self.state_dict(), "scale": self.scale, "centre": self.centre, "half": self.half_range}
-        arrays = {
-            name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()
-        }
+        arrays = {name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
         meta = {
             "format": _FORMAT,
             "names": list(self.names),
@@ -309,9 +304,7 @@ class NeuralSCM(nn.Module):
         """
         graph, names, hidden, dtype = _read_meta(meta)
         if problems := _tensor_problems(tensors, _layout(len(names), hidden, dtype)):
-            raise DataError(
-                f"The model's state does not fit its description: {problems[0]}", problems=problems
-            )
+            raise DataError(f"The model's state does not fit its description: {problems[0]}", problems=problems)
         arrays = {name: torch.from_numpy(np.array(array, copy=True)) for name, array in tensors.items()}
         plain = {name: arrays.pop(name) for name in ("scale", "centre", "half")}
         model = cls(graph, names, hidden, **plain, dtype=_DTYPES[dtype])
@@ -321,9 +314,7 @@ class NeuralSCM(nn.Module):
     def save(self, path: str | PathLike[str]) -> None:
         """Write tensors and description as one safetensors file."""
         tensors, meta = self.state()
-        Path(path).write_bytes(
-            safetensors.numpy.save(tensors, metadata={"model": json.dumps(meta, sort_keys=True)})
-        )
+        Path(path).write_bytes(safetensors.numpy.save(tensors, metadata={"model": json.dumps(meta, sort_keys=True)}))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -334,9 +325,7 @@ class NeuralSCM(nn.Module):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             meta = json.loads(description)
         except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
-            raise DataError(
-                f"Couldn't read a model from {path}: {error}. Expected what save() writes."
-            ) from error
+            raise DataError(f"Couldn't read a model from {path}: {error}. Expected what save() writes.") from error
         return cls.from_state(tensors, meta)
 
     def _solve(self, noise: Tensor, held: Tensor, value: Tensor) -> Tensor:
@@ -364,9 +353,7 @@ class NeuralSCM(nn.Module):
 
 def _require_dag(graph: CausalGraph, names: Sequence[str]) -> None:
     if not graph.is_dag:
-        raise MisuseError(
-            "A structural model needs a DAG; take the consensus' dag, or an extension of the pattern."
-        )
+        raise MisuseError("A structural model needs a DAG; take the consensus' dag, or an extension of the pattern.")
     if sorted(graph.nodes) != sorted(names):
         odd = ", ".join(sorted(set(graph.nodes) ^ set(names)))
         raise MisuseError(f"Graph and columns name different variables: {odd}. Name each in both.")
@@ -396,9 +383,7 @@ def _normal(n: int, d: int, generator: torch.Generator) -> Tensor:
 def _columns(batch: Tensor, d: int) -> Tensor:
     # Shape only: the private trainer maps loss over records, where values cannot be branched on.
     if batch.ndim != 2 or batch.shape[1] != d:
-        raise DataError(
-            f"Rows of shape {tuple(batch.shape)}: expected (n, {d}), one column for each variable."
-        )
+        raise DataError(f"Rows of shape {tuple(batch.shape)}: expected (n, {d}), one column for each variable.")
     return batch
 
 
@@ -414,9 +399,7 @@ def _intervention(names: Sequence[str], do: Do | None, centre: Tensor, half: Ten
     """(held (d,) bool, value (d,) in scaled units, 0 where free)."""
     do = {} if do is None else do
     if unknown := sorted(set(do) - set(names)):
-        raise MisuseError(
-            f"do() names {', '.join(unknown)}, which the model lacks. It has {', '.join(names)}."
-        )
+        raise MisuseError(f"do() names {', '.join(unknown)}, which the model lacks. It has {', '.join(names)}.")
     for name, value in do.items():
         if not math.isfinite(value):
             raise MisuseError(f"do({name}={value}): expected a finite number.")
@@ -464,9 +447,7 @@ def _tensor_problems(
 def _read_meta(meta: Mapping[str, Any]) -> tuple[CausalGraph, tuple[str, ...], int, str]:
     expected = {"format", "names", "graph", "hidden", "dtype"}
     if not isinstance(meta, Mapping) or set(meta) != expected or meta["format"] != _FORMAT:
-        raise DataError(
-            f"The model's description is not {_FORMAT}: expected the keys {', '.join(sorted(expected))}."
-        )
+        raise DataError(f"The model's description is not {_FORMAT}: expected the keys {', '.join(sorted(expected))}.")
     names, hidden, dtype = meta["names"], meta["hidden"], meta["dtype"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"names={names!r} in the model's description: expected a list of texts.")

@@ -27,6 +27,7 @@ def check(
     with command(as_json) as output:
         from causaldao.aggregation.rules import RULES, require
         from causaldao.budget import plan
+        from causaldao.decisions import answers_needed
         from causaldao.errors import ConfigurationError
         from causaldao.study import Study
 
@@ -40,15 +41,18 @@ def check(
         for rule in rules:
             require(rule, members or needed, checked.consensus.faulty)
         planned = plan(checked)
+        heard = answers_needed(checked, members or needed)
         data = {
             "name": checked.name, "hash": checked.hash, "epsilon": planned.epsilon, "delta": planned.delta,
             "releases": [vars(spend) for spend in planned.spends], "members_needed": needed,
+            "must_answer": heard,
         }  # fmt: skip
         output.emit(data, lambda: _text(data))
 
 
 def _text(data: dict[str, object]) -> str:
     return (
-        f"{data['name']}: valid\n  hash {data['hash']}\n  each member spends at most epsilon {data['epsilon']:.4f} at delta "
-        f"{data['delta']:g}\n  needs at least {data['members_needed']} members"
+        f"{data['name']}: valid\n  hash {data['hash']}\n  each member spends at most epsilon {data['epsilon']:.4f} at "
+        f"delta {data['delta']:g}\n  needs at least {data['members_needed']} members, "
+        f"of whom {data['must_answer']} must answer each step"
     )

@@ -2,9 +2,9 @@
 
     proposed → approved → roll-call → evidence → ballots → adopted → training ×R → evaluated → released → closed
 
-Each step ends in one transaction: its ledger entries and the state to go on from. Killed anywhere, it repeats at most the
-step it was in; nodes answer a repeated request with the same bytes, so nothing is spent twice. What a step decides is
-computed by the pure functions of `causaldao`, which an auditor calls again on the same entries.
+Each step ends in one transaction: its ledger entries and the state to go on from. Killed anywhere, it repeats at most
+the step it was in; nodes answer a repeated request with the same bytes, so nothing is spent twice. What a step decides
+is computed by the pure functions of `causaldao`, which an auditor calls again on the same entries.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from causaldao.aggregation import aggregate
-from causaldao.aggregation.rules import RULES, require
-from causaldao.ballots import Ballot
+from causaldao.aggregation.rules import faults_left, require
+from causaldao.ballots import Ballot, Proposal, recheck
 from causaldao.budget import Spend, epsilon_of, plan
 from causaldao.decisions import (
+    answers_needed,
     decide_adoption,
     decide_pool,
     decide_proposal,
@@ -35,7 +36,7 @@ from causaldao.decisions import (
 from causaldao.errors import CausalDAOError, ConfigurationError, GuaranteeError, IdentityError, LedgerError
 from causaldao.ledger.entry import Entry
 from causaldao.ledger.log import Log
-from causaldao.members import Roster, quorum
+from causaldao.members import Roster
 from causaldao.messages import COORDINATOR, Parcel, Shape, fields, make, names_of
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
@@ -43,7 +44,7 @@ from causaldao.models.scm import NeuralSCM
 from causaldao.server.clock import Clock
 from causaldao.server.mailbox import LOST, Accepted, Mailbox, Question, Rejected, Replies
 from causaldao.server.progress import QUARANTINE, Event
-from causaldao.signing import SigningKey, Statement, Tensors, digest, manifest, raw_bytes, sha256
+from causaldao.signing import SigningKey, Statement, Tensors, digest, manifest, peek, raw_bytes, sha256
 from causaldao.study import Study
 
 RETRY_SECONDS = 5.0
@@ -89,8 +90,8 @@ class Coordinator:
         self.state = State(**saved) if saved else State(self.study.hash)
         if self.state.study != self.study.hash:
             raise ConfigurationError(
-                f"This ledger belongs to study {self.state.study[:12]}, not to {self.study.hash[:12]}: the study was altered. "
-                "Use the study it was started with, or a new ledger."
+                f"This ledger belongs to study {self.state.study[:12]}, not to {self.study.hash[:12]}: the study was "
+                "altered. Use the study it was started with, or a new ledger."
             )
         self._nodes: dict[str, int] = {}
         self._aborted: dict[str, Any] | None = self.log.state(ABORTED)
@@ -146,7 +147,11 @@ class Coordinator:
     def _propose_study(self) -> None:
         genesis = Entry("genesis", {"federation": self.roster.federation, "faulty": self.roster.faulty}, key="genesis")
         admitted = [
-            Entry("member.admit", {"member": m.name, "key": m.key.to_text(m.name), "epoch": m.epoch}, key=f"admit {m.name}")
+            Entry(
+                "member.admit",
+                {"member": m.name, "key": m.key.to_text(m.name), "epoch": m.epoch},
+                key=f"admit {m.name}",
+            )
             for m in self.roster.members
         ]
         body = {"study": self.study.hash, "document": self.study.to_json()}
@@ -207,20 +212,24 @@ class Coordinator:
             self.state.noise[name] = reply.statement.body["noise"]
         entries = [self._spoken("evidence", accepted[name], keep=True) for name in sorted(accepted)]
         spends = self._spends("evidence", 0, sorted(accepted), plan(self.study).evidence)
-        decided = decide_pool(self.study, evidence)
+        decided = decide_pool(self.study, evidence, len(self.roster.members))
         proposal = decide_proposal(self.study, decided)
         self.progress(Event("pool", f"kept {len(decided.kept)}, accused {names_of(decided.accused)}", 1, 1))
         self.state.pool = {**decided.to_json(), "counts": {name: e.count for name, e in sorted(evidence.items())}}
         self.state.proposal = proposal.to_json()
         pooled = Entry("pool", {"study": self.study.hash, "pool": decided.to_json(), "proposal": proposal.to_json()})
-        self._commit("evidence", [*entries, *spends, pooled, self._transition("evidence", {})])
+        self._commit("evidence", [*entries, *spends, pooled, self._transition("evidence", {"noise": self.noise})])
 
     def _gather_ballots(self) -> None:
         voters = sorted(self.state.pool["counts"])
-        proposal = self._proposal
+        proposal, level = self._proposal, self.study.consensus.level
+        evidence = self._recorded_evidence()
 
         def check(statement: Statement, parcel: Parcel) -> None:
-            Ballot.from_json(statement.body, proposal)
+            ballot = Ballot.from_json(statement.body, proposal)
+            wrong = recheck(ballot, proposal, evidence[statement.member], level)
+            if wrong:
+                raise IdentityError(f"The ballot does not follow from its voter's evidence on {names_of(wrong)}.")
 
         body = {"proposal": self.state.proposal}
         accepted = self._collect("ballot", 0, body, members=voters, check=check, phase="ballots")
@@ -237,7 +246,9 @@ class Coordinator:
         consensus = decide_adoption(self.study, proposal, ballots, len(self.state.present))
         self.state.consensus = consensus.to_json()
         self.state.effects = estimate_effects(self.study, self._pooled, consensus, self.state.pool["bounds"])
-        self.progress(Event("adopt", f"{len(consensus.pattern.edges)} edges, {len(consensus.contested)} marks contested", 1, 1))
+        self.progress(
+            Event("adopt", f"{len(consensus.pattern.edges)} edges, {len(consensus.contested)} marks contested", 1, 1)
+        )
         adopted = Entry(
             "adopt", {"study": self.study.hash, "consensus": consensus.to_json(), "effects": self.state.effects}
         )
@@ -255,11 +266,13 @@ class Coordinator:
 
         accepted = self._collect(
             "update", number, {"model": meta}, tensors=model, shapes={"delta": Shape("float32", (size,))},
-            members=sorted(self.state.pool["counts"]), minimum=self._least, check=check, phase="training",
+            members=sorted(self.state.pool["counts"]), check=check, phase="training",
         )  # fmt: skip
         names = sorted(accepted)
         stack = torch.from_numpy(np.stack([accepted[name].parcel.tensors["delta"] for name in names]).copy())
-        result = aggregate(stack, self.study.aggregation.rule, self.study.consensus.faulty)
+        rule, members = self.study.aggregation.rule, len(self.roster.members)
+        faulty = faults_left(rule, members, self.study.consensus.faulty, len(names))
+        result = aggregate(stack, rule, faulty)
         changed = _moved(model, result.vector)
         excluded = [names[k] for k in result.excluded]
         entries = [self._spoken("update", accepted[name], keep=self.keep_updates) for name in names]
@@ -269,7 +282,7 @@ class Coordinator:
                 "study": self.study.hash,
                 "round": number,
                 "rule": self.study.aggregation.rule,
-                "faulty": self.study.consensus.faulty,
+                "faulty": faulty,
                 "members": names,
                 "gram": result.gram.tolist(),
                 "weights": None if result.weights is None else result.weights.tolist(),
@@ -299,7 +312,7 @@ class Coordinator:
 
         accepted = self._collect(
             "evaluation", number, {"model": meta}, tensors=model, shapes={"loss": Shape("float64", (1,))},
-            members=sorted(self.state.pool["counts"]), minimum=self._least, check=check, phase="evaluate",
+            members=sorted(self.state.pool["counts"]), check=check, phase="evaluate",
         )  # fmt: skip
         names = sorted(accepted)
         losses = [float(accepted[name].parcel.tensors["loss"][0]) for name in names]
@@ -349,13 +362,6 @@ class Coordinator:
     def _deadline(self) -> float:
         return self.study.members.deadline
 
-    @property
-    def _least(self) -> int:
-        """The fewest members with which the study's guarantees hold."""
-        faulty = self.study.consensus.faulty
-        rules = [self.study.aggregation.rule] if self.study.training.rounds else []
-        return max(RULES[name].least(faulty) for name in (*rules, self.study.aggregation.pool))
-
     def _require_rules(self, members: int) -> None:
         for name in (self.study.aggregation.pool, self.study.aggregation.rule):
             require(name, members, self.study.consensus.faulty)
@@ -389,7 +395,7 @@ class Coordinator:
         """
         wanted = list(self.roster.names) if members is None else list(members)
         barred = {name for name, status in self.state.statuses.items() if status["status"] == "excluded"}
-        needed = max(self._least, quorum(len(self.roster.members), self.roster.faulty)) if minimum is None else minimum
+        needed = answers_needed(self.study, len(self.roster.members)) if minimum is None else minimum
         question = self._question(kind, round, body, tensors, shapes)
         began, accepted = self.clock.monotonic(), dict[str, Accepted]()
         while True:
@@ -424,8 +430,9 @@ class Coordinator:
         waited = self.clock.monotonic() - began
         if waited >= self._deadline:
             raise GuaranteeError(
-                f"Only {len(accepted)} of the {needed} members that {kind!r} needs answered within {self._deadline:g} s; "
-                f"missing: {names_of(missing)}. {reasons}. Bring their nodes up and resume, or declare a smaller faulty."
+                f"Only {len(accepted)} of the {needed} members that {kind!r} needs answered within "
+                f"{self._deadline:g} s; missing: {names_of(missing)}. {reasons}. "
+                "Bring their nodes up and resume, or declare a smaller faulty."
             )
         self._announce(kind, needed, len(accepted), missing)
         self.clock.sleep(RETRY_SECONDS)
@@ -504,36 +511,51 @@ class Coordinator:
         for name in names:
             self.state.spent.setdefault(name, []).append(asdict(spend))
         return [
-            Entry("privacy.spend", {"study": self.study.hash, "member": name, "kind": kind, "round": round, **asdict(spend)})
+            Entry(
+                "privacy.spend",
+                {"study": self.study.hash, "member": name, "kind": kind, "round": round, **asdict(spend)},
+            )
             for name in names
         ]
 
     # what is known
 
+    @property
+    def noise(self) -> str:
+        """ "simulated" if any member's noise is seeded: then nothing in the study is private."""
+        return "simulated" if "simulated" in self.state.noise.values() else "os"
+
     def spent(self) -> dict[str, float]:
         """The ε at the study's δ that each member has spent, by the releases it made."""
         delta = self.study.privacy.delta
         return {
-            name: epsilon_of([Spend(**spend) for spend in spends], delta) for name, spends in sorted(self.state.spent.items())
+            name: epsilon_of([Spend(**spend) for spend in spends], delta)
+            for name, spends in sorted(self.state.spent.items())
         }
 
     @property
-    def _proposal(self) -> Any:
-        from causaldao.ballots import Proposal
-
+    def _proposal(self) -> Proposal:
         return Proposal.from_json(self.state.proposal)
 
     @property
     def _pooled(self) -> Evidence:
         return Evidence.from_json(self.state.pool["evidence"])
 
+    def _recorded_evidence(self) -> dict[str, Evidence]:
+        """Each member's evidence as the ledger holds it."""
+        found = {}
+        for record in self.log.entries():
+            if record.kind == "evidence":
+                (entry,) = record.body["manifest"]
+                triangle = np.frombuffer(self.log.payload(entry["sha256"]), dtype="<i8")
+                found[str(record.body["member"])] = self._evidence_of(triangle)
+        return found
+
     def _evidence_of(self, triangle: Any) -> Evidence:
         return Evidence.from_release(triangle, self.study.dictionary, plan(self.study).sigma)
 
     @staticmethod
     def _said(envelope: str) -> Any:
-        from causaldao.signing import peek
-
         return peek(envelope.encode()).body
 
     def _first_model(self) -> NeuralSCM:
@@ -543,7 +565,9 @@ class Coordinator:
         """The current model's tensors: the last aggregate, or the linear start."""
         if self._model is None:
             saved = self.log.state("model")
-            self._model = self._first_model().state()[0] if saved is None else Parcel.unpack(base64.b64decode(saved)).tensors
+            self._model = (
+                self._first_model().state()[0] if saved is None else Parcel.unpack(base64.b64decode(saved)).tensors
+            )
         return self._model
 
 

@@ -112,9 +112,7 @@ class Mailbox:
         CausalDAOError for a reply that it will not have.
         """
         messages = [
-            Message(
-                to_records(question.parcel), node, question.message_type, ttl=timeout, group_id=str(question.round)
-            )
+            Message(to_records(question.parcel), node, question.message_type, ttl=timeout, group_id=str(question.round))
             for node in nodes
         ]
         if not messages:

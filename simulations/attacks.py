@@ -1,5 +1,5 @@
-"""Simulated liars. An attack acts through the client, as a real one would: on its own rows before the release, and on its
-own tensors before they are signed. So it runs on every engine.
+"""Simulated liars. An attack acts through the client, as a real one would: on its own rows before the release, and on
+its own tensors before they are signed. So it runs on every engine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def attack(name: str) -> Attack:
 
 
 def forge_rows(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
-    """Replace the outcome so that the effect of the study's first question is reversed, and as strong as bounds allow."""
+    """Replace the outcome so that the effect of the study's first question is reversed,
+    and as strong as bounds allow.
+    """
     treatment, outcome = _asked(study)
     dose = _scaled(treatment, frame)
     sign = -1.0 if _slope(dose, _scaled(outcome, frame)) > 0 else 1.0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from causaldao.console import command
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 simulate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 bench_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -25,9 +28,14 @@ def simulate(
     rule: Annotated[str, typer.Option(help="Aggregation rule of pool and updates, instead of the study's.")] = "",
     faulty: Annotated[int | None, typer.Option(help="Fault bound f, instead of the study's.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split, the liars and the simulated noise.")] = 0,
-    data: Annotated[str, typer.Option(help="A CSV or Parquet file, or a data set's name; the study's name if left out.")] = "",
+    data: Annotated[
+        str, typer.Option(help="A CSV or Parquet file, or a data set's name; the study's name if left out.")
+    ] = "",
     engine: Annotated[str, typer.Option(help="inline: one process, no Ray.")] = "inline",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    with_updates: Annotated[
+        bool, typer.Option("--with-updates", help="Keep the members' updates in the ledger, for a deeper audit.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a study over simulated institutions, from one table dealt to them at random."""
@@ -35,31 +43,59 @@ def simulate(
         from causaldao.errors import MisuseError
         from causaldao.server.progress import Progress
         from causaldao.simulations.federation import Setting, simulate
-        from causaldao.simulations.scenarios import load_study, load_table
+        from causaldao.simulations.scenarios import load_study
 
+        _one_thread()
         if engine != "inline":
             raise MisuseError(f"There is no engine {engine!r} in this version: use --engine inline.")
         chosen = load_study(study, rule=rule or None, faulty=faulty)
         setting = Setting(members, liars, attack, seed)
         with Progress(quiet=as_json) as progress:
-            result = simulate(chosen, load_table(data or chosen.name), out, setting, resume=resume, progress=progress)
+            result = simulate(
+                chosen,
+                _table(data, chosen.name),
+                out,
+                setting,
+                resume=resume,
+                progress=progress,
+                with_updates=with_updates,
+            )
         output.emit({"out": str(out), "result": result}, lambda: summary(result, out))
 
 
 @bench_app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="engine")],
+    name: Annotated[str, typer.Argument(help="engine: cost of messages and rounds. demo: the demo over many seeds.")],
     members: Annotated[int, typer.Option(help="Members of the federation.")] = 100,
     parameters: Annotated[int, typer.Option(help="Parameters of the model.")] = 100_000,
     repeats: Annotated[int, typer.Option(help="Pairs of which the median is taken.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Seeds of the demo.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark and print its medians."""
     with command(as_json) as output:
         from causaldao.simulations.benchmarks import run
 
-        result = run(name, members=members, parameters=parameters, repeats=repeats)
+        _one_thread()
+        result = run(name, members=members, parameters=parameters, repeats=repeats, seeds=seeds)
         output.emit(result, lambda: "\n".join(f"{key}: {value}" for key, value in result.items()))
+
+
+def _one_thread() -> None:
+    """The tensors here are small: threads that compete for them cost ten times what they gain."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _table(data: str, study: str) -> pd.DataFrame:
+    from causaldao.errors import MisuseError
+    from causaldao.simulations.datasets import NAMES
+    from causaldao.simulations.scenarios import load_table
+
+    if not data and study not in NAMES:
+        raise MisuseError(f"There is no data set for study {study!r}: give a CSV or Parquet file with --data.")
+    return load_table(data or study)
 
 
 def summary(result: dict[str, Any], out: Path) -> str:
@@ -68,9 +104,12 @@ def summary(result: dict[str, Any], out: Path) -> str:
     for effect in result["effects"]:
         low, high = effect["interval"]
         pooled = "" if effect["pooled"] is None else f"; pooled, not private: {effect['pooled']:+.4f}"
+        bound = "" if not effect["bound"] else f"; liars within the noise can move it by {effect['bound']:.4f} at most"
         lines.append(
-            f"  {effect['treatment']} -> {effect['outcome']}: {effect['estimate']:+.4f} [{low:+.4f}, {high:+.4f}]{pooled}"
+            f"  {effect['treatment']} -> {effect['outcome']}: {effect['estimate']:+.4f} "
+            f"[{low:+.4f}, {high:+.4f}]{pooled}{bound}"
         )
+    lines += [f"  warning: {warning}" for warning in result["warnings"]]
     for status in ("accused", "excluded", "quarantined", "absent"):
         names = [member["name"] for member in result["members"] if member["status"] == status]
         if names:
@@ -79,7 +118,12 @@ def summary(result: dict[str, Any], out: Path) -> str:
         lines.append(f"  liars in truth: {', '.join(result['simulation']['liars'])}")
     spent = max(result["privacy"]["spent"].values(), default=0.0)
     noise = " (simulated noise: not private)" if result["simulation"]["noise"] == "simulated" else ""
-    lines.append(f"  privacy: epsilon {spent:.3f} of {result['privacy']['epsilon']:g} at delta {result['privacy']['delta']:g}{noise}")
-    lines.append(f"  graph: {len(result['graph']['pattern']['edges'])} edges, {len(result['contested'])} marks contested")
+    lines.append(
+        f"  privacy: epsilon {spent:.3f} of {result['privacy']['epsilon']:g} at delta "
+        f"{result['privacy']['delta']:g}{noise}"
+    )
+    lines.append(
+        f"  graph: {len(result['graph']['pattern']['edges'])} edges, {len(result['contested'])} marks contested"
+    )
     lines.append(f"  ledger: {result['ledger']['size']} entries, root {result['ledger']['root'][:16]}")
     return "\n".join([*lines, f"  report: {out / 'report.html'}"])

@@ -134,3 +134,4 @@ def _stated(rows: int, sizes: Sequence[int]) -> list[int]:
 
 
 _LOADERS: Mapping[str, Callable[[], pd.DataFrame]] = {"rand-hie": _rand_hie}
+NAMES = tuple(sorted(_LOADERS))

@@ -1,7 +1,7 @@
 """The inline engine: Flower's `Grid` in one process, without Ray. Seeded, with faults on demand.
 
-Every message goes through Flower's own bytes and back, so that what works here works on the wire; each member's Context is
-its own. Flower keeps the identity of the running task in a process-wide place: it is swapped for each delivery and
+Every message goes through Flower's own bytes and back, so that what works here works on the wire; each member's Context
+is its own. Flower keeps the identity of the running task in a process-wide place: it is swapped for each delivery and
 restored after it, here and nowhere else.
 """
 
@@ -51,9 +51,7 @@ class InlineGrid(Grid):
 
     def __post_init__(self) -> None:
         self._contexts = {
-            _FIRST_NODE + k: Context(
-                RUN, _FIRST_NODE + k, dict(self.node_config.get(name, {})), RecordDict(), {}
-            )
+            _FIRST_NODE + k: Context(RUN, _FIRST_NODE + k, dict(self.node_config.get(name, {})), RecordDict(), {})
             for k, name in enumerate(self.apps)
         }
         self._clients = dict(zip(self._contexts, self.apps.values(), strict=True))
@@ -87,9 +85,7 @@ class InlineGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._inbox.pop(name) for name in message_ids if name in self._inbox]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Deliver in order. A message that is lost costs the whole timeout, on the injected clock."""
         ids = list(self.push_messages(messages))
         replies = self.faults.replies(list(self.pull_messages(ids)))
@@ -126,9 +122,7 @@ def through_bytes(message: Message) -> Message:
     return message_from_proto(ProtoMessage.FromString(data))
 
 
-def run(
-    app: ServerApp, grid: InlineGrid, run_config: dict[str, bool | float | int | str] | None = None
-) -> None:
+def run(app: ServerApp, grid: InlineGrid, run_config: dict[str, bool | float | int | str] | None = None) -> None:
     """Run a ServerApp on an inline grid."""
     with identity(SERVER):
         app(grid, Context(RUN, SERVER, {}, RecordDict(), run_config or {}))

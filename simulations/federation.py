@@ -1,7 +1,7 @@
 """A whole federation on one machine: the same coordinator and nodes as in a deployment, on the inline engine.
 
-A run's folder holds the coordinator's ledger, one folder for each node (rows, key, journal), and what the study produced.
-Killed at any point, it is resumed from there.
+A run's folder holds the coordinator's ledger, one folder for each node (rows, key, journal), and what the study
+produced. Killed at any point, it is resumed from there.
 """
 
 from __future__ import annotations
@@ -85,11 +85,13 @@ def simulate(
     on_state: Callable[[str], None] = lambda state: None,
     faults: Faults = NO_FAULTS,
     conducts: Mapping[str, Conduct] | None = None,
+    with_updates: bool = False,
 ) -> dict[str, Any]:
     """Run a study over simulated members and write the run's folder; returns the content of ``result.json``.
 
     ``data`` is one table to be dealt to the members at random, sizes up to 4:1, or one table for each named member.
     Noise is seeded only if the study says ``simulation = true``; else it is the operating system's entropy.
+    ``with_updates`` keeps the members' updates in the ledger, so that an audit can check aggregates down to them.
 
     Raises
     ------
@@ -107,11 +109,14 @@ def simulate(
     nodes = _nodes(out, study, setting, parts, conducts or {})
     clock = SimulatedClock()
     key = _key(out / "coordinator.pem")
-    roster = Roster("simulation", tuple(Member(node.config.name, node.key.public) for node in nodes), study.consensus.faulty)
+    roster = Roster(
+        "simulation", tuple(Member(node.config.name, node.key.public) for node in nodes), study.consensus.faulty
+    )
     apps = {node.config.name: _app(node) for node in nodes}
     grid = InlineGrid(apps, clock, faults)
     with _log(out, key, clock) as log:
-        coordinator = Coordinator(study, roster, key, log, Mailbox(grid, roster), clock, progress, on_state)
+        mailbox = Mailbox(grid, roster)
+        coordinator = Coordinator(study, roster, key, log, mailbox, clock, progress, on_state, with_updates)
         run(server_app(lambda grid, context: coordinator), grid)
         # The study is closed; what follows only reads.
         result = _result(study, coordinator, setting, names, data, nodes)
@@ -128,9 +133,7 @@ def _require_members(study: Study, members: int) -> None:
         raise GuaranteeError(f"faulty = {study.consensus.faulty} of {members} members: the largest f is {members - 1}.")
 
 
-def _described(
-    study: Study, data: pd.DataFrame | Mapping[str, pd.DataFrame], setting: Setting
-) -> dict[str, Any]:
+def _described(study: Study, data: pd.DataFrame | Mapping[str, pd.DataFrame], setting: Setting) -> dict[str, Any]:
     """What a resumed run must have in common with the one that was started."""
     tables = data if isinstance(data, Mapping) else {"": data}
     rows = {name: pd.util.hash_pandas_object(table, index=False) for name, table in tables.items()}
@@ -145,7 +148,9 @@ def _claim(out: Path, described: Mapping[str, Any], study: Study, resume: bool) 
         raise ConfigurationError(f"{out} is a file: --out names the folder of a run.")
     if not resume:
         if out.exists() and any(out.iterdir()):
-            raise ConfigurationError(f"The folder {out} is not empty: resume its run with --resume, or choose another --out.")
+            raise ConfigurationError(
+                f"The folder {out} is not empty: resume its run with --resume, or choose another --out."
+            )
         out.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(described, indent=1))
         write_text(out / "study.json", json.dumps(study.to_json(), indent=1))
@@ -153,8 +158,8 @@ def _claim(out: Path, described: Mapping[str, Any], study: Study, resume: bool) 
         raise ConfigurationError(f"The folder {out} holds no run to resume: leave out --resume to start one.")
     elif json.loads(file.read_text()) != described:
         raise ConfigurationError(
-            f"The run in {out} was started with other settings, other data or another study: {file.read_text().strip()}. "
-            "Resume it with the same options, or choose another --out."
+            f"The run in {out} was started with other settings, other data or another study: "
+            f"{file.read_text().strip()}. Resume it with the same options, or choose another --out."
         )
 
 
@@ -188,8 +193,17 @@ def _nodes(
             approved=(study.hash,), insecure_seed=setting.seed if study.study.simulation else None,
             lifetime=Lifetime(epsilon=study.privacy.epsilon, delta=study.privacy.delta),
         )  # fmt: skip
+        write_text(folder / "node.toml", _toml(config))
         nodes.append(Node(config, _key(folder / "key.pem"), folder, conducts.get(name, lying.get(name, Conduct()))))
     return nodes
+
+
+def _toml(config: NodeConfig) -> str:
+    """A node's own file, so that its commands can be tried on a simulated node; JSON's strings and lists are TOML's."""
+    values = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
+    lifetime = values.pop("lifetime")
+    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    return "\n".join([*lines, "", "[lifetime]", *(f"{name} = {value}" for name, value in lifetime.items())])
 
 
 def _key(path: Path) -> SigningKey:
@@ -222,7 +236,7 @@ def _result(
     state, head = coordinator.state, coordinator.log.head
     whole = pd.concat(list(data.values()), ignore_index=True) if isinstance(data, Mapping) else data
     privacy = study.privacy
-    noise = "simulated" if "simulated" in state.noise.values() else "os"
+    noise = coordinator.noise
     return {
         "study": {
             "name": study.name, "hash": study.hash, "question": study.study.question, "purpose": study.study.purpose,
@@ -240,6 +254,7 @@ def _result(
             "unit": "one record", "adjacency": "add or remove one record", "epsilon": privacy.epsilon,
             "delta": privacy.delta, "split": privacy.split.model_dump(), "spent": coordinator.spent(),
         },
+        "warnings": _warnings(study, state),
         "pool": {key: value for key, value in state.pool.items() if key != "evidence"},
         "ledger": {"size": head.size, "root": head.root, "cosigners": []},
         "rounds": state.rounds,
@@ -253,11 +268,40 @@ def _member(name: str, state: State) -> dict[str, Any]:
     status, reason = known["status"], known["reason"]
     if status != "excluded" and name in pool["accused"]:  # graver than a reply that was not taken
         status = "accused"
-        reason = f"its evidence deviates by {pool['deviations'][name]:.1f} standard deviations; {pool['critical']:.1f} is the bound"
+        reason = (
+            f"its evidence deviates by {pool['deviations'][name]:.1f} standard deviations; "
+            f"{pool['critical']:.1f} is the bound"
+        )
     elif status == "ok" and name in pool["excluded"]:
         status, reason = "excluded", "farthest from the others by rank; not accused"
+    left_out = sum(name in entry["excluded"] for entry in state.rounds)
+    if left_out:
+        reason += f"{'; ' if reason else ''}its update was left out in {left_out} of {len(state.rounds)} rounds"
     count = pool["counts"].get(name)
     return {"name": name, "noisy_count": None if count is None else round(count, 1), "status": status, "reason": reason}
+
+
+def _warnings(study: Study, state: State) -> list[str]:
+    """What a reader must know before trusting the result."""
+    accused, faulty = state.pool["accused"], study.consensus.faulty
+    warnings = []
+    if study.aggregation.pool == "mean" or study.aggregation.rule == "mean":
+        warnings.append("The plain mean bears no liar at all: one forged table or update can turn the result.")
+    if len(accused) > faulty:
+        warnings.append(
+            f"{len(accused)} members are accused, more than faulty = {faulty}: the guarantee does not hold. Either "
+            "more members lie than was assumed, or their populations differ."
+        )
+    if state.consensus["stands"]:
+        warnings.append(
+            "What the votes left had no causal order, so the proposal stands; what was opposed is contested."
+        )
+    if any(effect["graph_implies_zero"] for effect in state.effects):
+        warnings.append(
+            "The adopted graph has no causal path for an effect that was asked for. The number is what the evidence "
+            "gives; the graph may lack an edge for want of data or because of the noise."
+        )
+    return warnings
 
 
 def _pooled(study: Study, frame: pd.DataFrame, effect: Mapping[str, Any]) -> float | None:
@@ -293,6 +337,3 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-

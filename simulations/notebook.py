@@ -1,6 +1,7 @@
 """A federation in ten lines of a notebook, on DataFrames.
 
->>> dao = CausalDAO({"dose": (0, 10), "pressure": (80, 200)}, epsilon=4, effects=[("dose", "pressure")])  # doctest: +SKIP
+>>> dao = CausalDAO({"dose": (0, 10), "pressure": (80, 200)}, epsilon=4,
+...                 effects=[("dose", "pressure")])  # doctest: +SKIP
 >>> for name, frame in frames.items():  # doctest: +SKIP
 ...     dao.register(FederatedClient(name, frame))
 >>> result = dao.run()  # doctest: +SKIP

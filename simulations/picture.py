@@ -98,14 +98,10 @@ def draw(
     Raises:
         ConfigurationError: a mark, the treatment or the outcome names a variable that `pattern` lacks.
     """
-    roles = {
-        name: role for name, role in ((treatment, "treatment"), (outcome, "outcome")) if name is not None
-    }
+    roles = {name: role for name, role in ((treatment, "treatment"), (outcome, "outcome")) if name is not None}
     named = {name for mark in marks for name in mark["nodes"]} | set(roles)
     if unknown := sorted(named - set(pattern.nodes)):
-        raise ConfigurationError(
-            f"The graph has no variable {', '.join(map(repr, unknown))}: it cannot be drawn."
-        )
+        raise ConfigurationError(f"The graph has no variable {', '.join(map(repr, unknown))}: it cannot be drawn.")
     links = _links(pattern, marks, treatment, outcome)
     plan = _plan(pattern.nodes, links, roles)
     curves = _curves(links, plan)
@@ -236,9 +232,7 @@ def _untangled(rows: list[list[_Item]], segments: Sequence[tuple[_Item, _Item]])
     return best
 
 
-def _by_barycentre(
-    row: list[_Item], fixed: Mapping[_Item, int], near: Mapping[_Item, list[_Item]]
-) -> list[_Item]:
+def _by_barycentre(row: list[_Item], fixed: Mapping[_Item, int], near: Mapping[_Item, list[_Item]]) -> list[_Item]:
     def centre(at: int) -> float:
         places = [fixed[other] for other in near[row[at]] if other in fixed]
         return sum(places) / len(places) if places else float(at)
@@ -397,9 +391,7 @@ def _document(
     legend, end = _legend(links, colliders, left + _MARGIN, right - _MARGIN, bottom + 6)
     box = (left, -_MARGIN, right - left, end + 2 * _MARGIN)
     body = [_drawn(link, spans) for link, spans in zip(links, curves, strict=True)]
-    body += [
-        _voted(link, at) for link, at in zip(links, _labels(links, curves), strict=True) if at is not None
-    ]
+    body += [_voted(link, at) for link, at in zip(links, _labels(links, curves), strict=True) if at is not None]
     body += [_boxed(name, plan.box(name), roles.get(name)) for name in pattern.nodes]
     drawn = sum(not link.struck for link in links)
     return "\n".join(
@@ -483,9 +475,7 @@ def _legend(
         x += width
     for mark in colliders[:6]:
         y += 19
-        parts.append(
-            f'<text class="cg-text cg-note" x="{left:.1f}" y="{y:.1f}">{_safe(_contest(mark))}</text>'
-        )
+        parts.append(f'<text class="cg-text cg-note" x="{left:.1f}" y="{y:.1f}">{_safe(_contest(mark))}</text>')
     if len(colliders) > 6:
         y += 19
         parts.append(f'<text class="cg-text" x="{left:.1f}" y="{y:.1f}">and {len(colliders) - 6} more</text>')

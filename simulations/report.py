@@ -139,8 +139,7 @@ def _rounds_plot(rounds: Sequence[Mapping[str, Any]], members: Sequence[str]) ->
     axis = _Axis.over([loss for _, loss in losses], 150.0, 14.0)
     every = max(1, -(-len(rounds) // 20))
     columns = [
-        (x, str(r["round"]) if i % every == 0 else "")
-        for i, (x, r) in enumerate(zip(place, rounds, strict=True))
+        (x, str(r["round"]) if i % every == 0 else "") for i, (x, r) in enumerate(zip(place, rounds, strict=True))
     ]
     return _Rounds(
         columns,
@@ -152,9 +151,7 @@ def _rounds_plot(rounds: Sequence[Mapping[str, Any]], members: Sequence[str]) ->
     )
 
 
-def _presence(
-    name: str, place: Sequence[float], rounds: Sequence[Mapping[str, Any]]
-) -> list[tuple[float, str]]:
+def _presence(name: str, place: Sequence[float], rounds: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:
     seen = []
     for x, entry in zip(place, rounds, strict=True):
         state = "excluded" if name in entry["excluded"] else "kept" if name in entry["kept"] else None
@@ -240,11 +237,7 @@ def _plain(value: float | None, digits: int = 3) -> str:
 
 
 def _count(value: float | None) -> str:
-    return (
-        "–"
-        if value is None
-        else f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", _MINUS)
-    )
+    return "–" if value is None else f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", _MINUS)
 
 
 def _templates() -> Environment:

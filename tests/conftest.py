@@ -1,4 +1,6 @@
-"""One thread: small tensor operations are slower with two threads that compete, and results then do not depend on cores."""
+"""One thread: small tensor operations are slower with two threads that compete,
+and results then do not depend on cores.
+"""
 
 from __future__ import annotations
 

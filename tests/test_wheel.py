@@ -46,7 +46,8 @@ def test_wheel_lacks_a_file(built: Path) -> None:
 
 def test_sdist_lacks_a_file(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
-    names = {name.split("/", 1)[-1] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
     inside = [name.removeprefix("causaldao/") for name in NEEDED[:-1]]
     assert [name for name in inside if name not in names] == []
 

@@ -49,6 +49,27 @@ def require(chosen: str | Rule, members: int, faulty: int) -> None:
     )
 
 
+def faults_left(chosen: str | Rule, members: int, faulty: int, answered: int) -> int:
+    """How many of the ``answered`` may still be faulty, of ``members`` with at most ``faulty``.
+
+    Silence is a fault like any other. While the answers suffice for all f, all f are borne; with fewer, those who are
+    silent are counted among the f, so that f silent members stall nothing: n ≥ 2f + 3 gives n - m ≥ 2(f - m) + 3.
+
+    Raises
+    ------
+    GuaranteeError
+        more than ``faulty`` are silent, and those who answered do not suffice.
+    """
+    rule = by_name(chosen) if isinstance(chosen, str) else chosen
+    if answered >= rule.least(faulty):
+        return faulty
+    silent = members - answered
+    if silent > faulty:
+        require(rule, answered, faulty)
+    require(rule, answered, faulty - silent)
+    return faulty - silent
+
+
 def by_name(name: str) -> Rule:
     """A rule by name; an unknown one is a MisuseError that lists the choices."""
     if name not in RULES:

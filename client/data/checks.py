@@ -53,14 +53,10 @@ class Problem:
     warning: bool = False
 
     def __str__(self) -> str:
-        where = (
-            f" in {self.count} record(s), first row(s) {', '.join(map(str, self.rows))}" if self.rows else ""
-        )
+        where = f" in {self.count} record(s), first row(s) {', '.join(map(str, self.rows))}" if self.rows else ""
         value = f", such as {self.value}" if self.value else ""
         level = "warning: " if self.warning else ""
-        return (
-            f"{level}column {self.column!r}: {self.fault}{where}{value}; expected {self.bound}. {self.remedy}"
-        )
+        return f"{level}column {self.column!r}: {self.fault}{where}{value}; expected {self.bound}. {self.remedy}"
 
 
 def check(frame: pd.DataFrame, dictionary: Dictionary) -> list[Problem]:
@@ -78,8 +74,7 @@ def require(frame: pd.DataFrame, dictionary: Dictionary) -> tuple[Problem, ...]:
     errors = [problem for problem in problems if not problem.warning]
     if errors:
         raise DataError(
-            f"The data do not fit the study's dictionary: {len(errors)} problem(s). Mend them and run the "
-            "check again.",
+            f"The data do not fit the study's dictionary: {len(errors)} problem(s). Mend them and run the check again.",
             problems=[str(problem) for problem in problems],
         )
     return tuple(problems)
@@ -97,8 +92,7 @@ def conform(frame: pd.DataFrame, dictionary: Dictionary) -> pd.DataFrame:
         shape = list(frame.columns).count(variable.name)
         if shape != 1:
             raise DataError(
-                f"The column {variable.name!r} is there {shape} times, expected once: run the check of the "
-                "data."
+                f"The column {variable.name!r} is there {shape} times, expected once: run the check of the data."
             )
         low, high = variable.bounds
         values = _numbers(frame[variable.name])
@@ -111,9 +105,7 @@ def _column_problems(frame: pd.DataFrame, variable: Variable) -> Iterator[Proble
     if found == 0:
         near = difflib.get_close_matches(variable.name, [str(name) for name in frame.columns], n=1)
         remedy = (
-            f"Rename {near[0]!r}?"
-            if near
-            else f"The table has {', '.join(map(str, frame.columns)) or 'no columns'}."
+            f"Rename {near[0]!r}?" if near else f"The table has {', '.join(map(str, frame.columns)) or 'no columns'}."
         )
         yield Problem(variable.name, "the column is missing", "one column of that name", remedy)
     elif found > 1:

@@ -31,20 +31,15 @@ def read(path: str | Path, *, text: Collection[str] = ()) -> pd.DataFrame:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
-            f"{path.name} has the suffix {path.suffix!r}, expected one of {', '.join(_READERS)}: export "
-            "the table so."
+            f"{path.name} has the suffix {path.suffix!r}, expected one of {', '.join(_READERS)}: export the table so."
         )
     if not path.is_file():
         raise DataError(f"There is no data file {path}: check the path in the node's configuration.")
     try:
         table = reader(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path} cannot be read as {path.suffix[1:]}: {error}. Export the table again."
-        ) from error
-    columns = [
-        _column(column, name in text) for name, column in zip(table.column_names, table.columns, strict=True)
-    ]
+        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}. Export the table again.") from error
+    columns = [_column(column, name in text) for name, column in zip(table.column_names, table.columns, strict=True)]
     frame = pd.concat(columns, axis=1) if columns else pd.DataFrame()
     frame.columns = pd.Index(table.column_names)
     return frame

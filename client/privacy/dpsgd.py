@@ -62,13 +62,9 @@ class PrivateSteps:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not 0 < value < math.inf:
-                raise MisuseError(
-                    f"Expected 0 < {name} = {value} < inf: private training has no such setting."
-                )
+                raise MisuseError(f"Expected 0 < {name} = {value} < inf: private training has no such setting.")
         if self.rate > 1:
-            raise MisuseError(
-                f"Expected rate = {self.rate} <= 1: it is the probability that a step takes a record."
-            )
+            raise MisuseError(f"Expected rate = {self.rate} <= 1: it is the probability that a step takes a record.")
 
 
 def clipped_gradient(
@@ -90,9 +86,7 @@ def clipped_gradient(
         return torch.zeros_like(_vector(model)), torch.zeros(0, dtype=torch.float64)
     inputs, slopes = _backward(model, layers, batch)
     scales = units if units is not None else [torch.ones(1)] * len(layers)
-    pairs = [
-        (a.double(), g.double() * u.double()[:, None]) for a, g, u in zip(inputs, slopes, scales, strict=True)
-    ]
+    pairs = [(a.double(), g.double() * u.double()[:, None]) for a, g, u in zip(inputs, slopes, scales, strict=True)]
     squares = [(g.square().sum(2) * (a.square().sum(2) + 1)).sum(1) for a, g in pairs]
     norms = torch.stack(squares).sum(0).sqrt()
     finite = torch.isfinite(norms)[:, None, None]
@@ -150,16 +144,13 @@ def _layers(model: Trainable) -> list[NodeLinear]:
     return layers
 
 
-def _backward(
-    model: Trainable, layers: list[NodeLinear], batch: Tensor
-) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+def _backward(model: Trainable, layers: list[NodeLinear], batch: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """Inputs and output gradients of the layers; the loss of a record must not look at other records."""
     with _recorded(layers) as calls:
         loss = model.loss(batch).sum()
     if uneven := [len(call) for call in calls if len(call) != 1]:
         raise MisuseError(
-            f"A NodeLinear layer is used {uneven[0]} times in one loss, expected once: give each use its "
-            "own layer."
+            f"A NodeLinear layer is used {uneven[0]} times in one loss, expected once: give each use its own layer."
         )
     slopes = torch.autograd.grad(loss, [call[0][1] for call in calls])
     return [call[0][0].detach() for call in calls], slopes
@@ -186,12 +177,9 @@ def _vector(model: Trainable) -> Tensor:
 
 def _live(model: Trainable, support: Mapping[str, Tensor]) -> Tensor:
     parameters = dict(model.named_parameters())
-    if wrong := [
-        name for name, m in support.items() if name not in parameters or m.shape != parameters[name].shape
-    ]:
+    if wrong := [name for name, m in support.items() if name not in parameters or m.shape != parameters[name].shape]:
         raise MisuseError(
-            f"The support of {', '.join(wrong)} fits no parameter: expected the names and shapes of the "
-            "model's."
+            f"The support of {', '.join(wrong)} fits no parameter: expected the names and shapes of the model's."
         )
     masks = [support.get(name, torch.ones(p.shape, dtype=torch.bool)) for name, p in parameters.items()]
     return torch.cat([mask.bool().flatten() for mask in masks])
@@ -201,9 +189,7 @@ def _unit(model: Trainable, units: Sequence[Tensor] | None) -> Tensor:
     """(k,) float64: the unit of every parameter's entry."""
     layers = list(model.layers())
     scales = units if units is not None else [torch.ones(len(layer.bias)) for layer in layers]
-    of = {
-        id(p): scale for layer, scale in zip(layers, scales, strict=True) for p in (layer.weight, layer.bias)
-    }
+    of = {id(p): scale for layer, scale in zip(layers, scales, strict=True) for p in (layer.weight, layer.bias)}
     parts = [(p, of[id(p)].double()) for _, p in model.named_parameters()]
     return torch.cat([scale.repeat_interleave(p[0].numel()) for p, scale in parts])
 

@@ -129,9 +129,7 @@ class Journal:
         """Open the journal at ``path``, creating it (mode 0600) if it is not there; its folder must exist."""
         path = Path(path)
         if not path.parent.is_dir():
-            raise ConfigurationError(
-                f"The folder of the privacy journal {path} does not exist: create it first."
-            )
+            raise ConfigurationError(f"The folder of the privacy journal {path} does not exist: create it first.")
         journal = cls(_engine(path), path)
         with journal._connection() as connection:
             _prepare(connection, path)
@@ -210,9 +208,7 @@ def _engine(path: Path) -> Engine:
     without its side file would lose debits; the rollback journal keeps a committed state in the one file.
     """
     options: dict[str, Any] = {"timeout": _WAIT_SECONDS, "isolation_level": None}
-    engine = create_engine(
-        URL.create("sqlite", database=os.fspath(path)), poolclass=NullPool, connect_args=options
-    )
+    engine = create_engine(URL.create("sqlite", database=os.fspath(path)), poolclass=NullPool, connect_args=options)
 
     @event.listens_for(engine, "connect")
     def _durable(connection: Any, _record: Any) -> None:
@@ -251,9 +247,7 @@ def _read(connection: Connection, dataset: str | None, study: str | None) -> tup
     if study is not None:
         rows = rows.where(_releases.c.study == study)
     return tuple(
-        Debit(
-            ReleaseKey(*(getattr(row, name) for name in _KEY)), _decode(row.spends), row.payload is not None
-        )
+        Debit(ReleaseKey(*(getattr(row, name) for name in _KEY)), _decode(row.spends), row.payload is not None)
         for row in connection.execute(rows)
     )
 

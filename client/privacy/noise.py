@@ -62,9 +62,7 @@ class NoiseSource:
     def simulated(cls, seed: bytes) -> NoiseSource:
         """A reproducible source for simulations, which protects nothing; `seed` is 32 bytes."""
         if len(seed) != _KEY:
-            raise MisuseError(
-                f"A simulated noise seed has {_KEY} bytes, got {len(seed)}: hash your seed with SHA-256."
-            )
+            raise MisuseError(f"A simulated noise seed has {_KEY} bytes, got {len(seed)}: hash your seed with SHA-256.")
         return cls(seed, "simulated")
 
     def __repr__(self) -> str:
@@ -72,8 +70,7 @@ class NoiseSource:
 
     def __reduce__(self) -> NoReturn:
         raise MisuseError(
-            "A NoiseSource cannot be copied or stored: its copy would draw the same noise twice. Make a "
-            "new one."
+            "A NoiseSource cannot be copied or stored: its copy would draw the same noise twice. Make a new one."
         )
 
     def discrete_gaussian(self, variance: Fraction, size: int) -> NDArray[np.int64]:
@@ -90,9 +87,7 @@ class NoiseSource:
             raise MisuseError(f"Expected size = {size} >= 0.")
         accepted = np.empty(0, dtype=np.int64)
         while accepted.size < size:
-            accepted = np.concatenate(
-                [accepted, self._gaussian_batch(variance, 2 * (size - accepted.size) + 8)]
-            )
+            accepted = np.concatenate([accepted, self._gaussian_batch(variance, 2 * (size - accepted.size) + 8)])
         return accepted[:size]
 
     def normal(self, shape: Sequence[int]) -> torch.Tensor:
@@ -112,13 +107,9 @@ class NoiseSource:
         A float rate is taken as the binary fraction that it is. Raises MisuseError outside 0 < rate <= 1.
         """
         if not 0 < rate <= 1:
-            raise MisuseError(
-                f"Expected 0 < rate = {rate} <= 1: the study's public sampling rate is a probability."
-            )
+            raise MisuseError(f"Expected 0 < rate = {rate} <= 1: the study's public sampling rate is a probability.")
         exact = Fraction(rate)
-        return torch.from_numpy(
-            np.asarray(self._below(exact.denominator, n) < exact.numerator, dtype=np.bool_)
-        )
+        return torch.from_numpy(np.asarray(self._below(exact.denominator, n) < exact.numerator, dtype=np.bool_))
 
     def _gaussian_batch(self, variance: Fraction, trials: int) -> NDArray[np.int64]:
         """Algorithm 3: discrete Laplace candidates of scale t, kept with probability exp(-(|y| - s2/t)^2 /

@@ -35,9 +35,7 @@ def release_evidence(
     (`conform`). A missing column is a DataError.
     """
     if sigma < 1:
-        raise MisuseError(
-            f"Expected sigma = {sigma} >= 1 lattice unit: evidence is never released without noise."
-        )
+        raise MisuseError(f"Expected sigma = {sigma} >= 1 lattice unit: evidence is never released without noise.")
     p = len(dictionary.names) + 1
     upper = np.triu_indices(p)
     moments = exact_moments(frame, dictionary)[upper]

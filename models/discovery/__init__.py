@@ -24,9 +24,7 @@ METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "pc": _pc}
 __all__ = ["METHODS", "Discovery", "discover", "search"]
 
 
-def discover(
-    evidence: Evidence, method: str = "boss", knowledge: Knowledge = NONE, **options: Any
-) -> CausalGraph:
+def discover(evidence: Evidence, method: str = "boss", knowledge: Knowledge = NONE, **options: Any) -> CausalGraph:
     """The CPDAG that ``method`` finds in the evidence, directed further by the knowledge.
 
     Options of ``boss``: penalty, generator, restarts. Option of ``pc``: alpha.
@@ -39,15 +37,11 @@ def discover(
     return search(evidence, method, knowledge, **options).graph
 
 
-def search(
-    evidence: Evidence, method: str = "boss", knowledge: Knowledge = NONE, **options: Any
-) -> Discovery:
+def search(evidence: Evidence, method: str = "boss", knowledge: Knowledge = NONE, **options: Any) -> Discovery:
     """As `discover`, with what else the search found: near ties, separating sets, conflicts."""
     if method not in METHODS:
         raise MisuseError(f"there is no discovery method {method!r}. The methods are {', '.join(METHODS)}.")
-    choices = [
-        name for name in signature(METHODS[method]).parameters if name not in ("evidence", "knowledge")
-    ]
+    choices = [name for name in signature(METHODS[method]).parameters if name not in ("evidence", "knowledge")]
     if unknown := sorted(set(options) - set(choices)):
         raise MisuseError(f"{method} has no options {unknown}. Its options are {', '.join(choices)}.")
     return METHODS[method](evidence, knowledge=knowledge, **options)

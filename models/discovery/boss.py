@@ -6,8 +6,8 @@ move takes a variable out and puts it where the whole order scores best; moves g
 optima decide how good the outcome is, so the search starts anew from random orders and keeps the best; all
 starts share the trees. Greedy growth cannot see parents that help together but none of them alone.
 
-The score of j with parents pa is the Gaussian BIC (Schwarz, 1978), read off the correlation matrix, in which a
-parameter counts by how much its estimate varies::
+The score of j with parents pa is the Gaussian BIC (Schwarz, 1978), read off the correlation matrix, in which
+a parameter counts by how much its estimate varies::
 
     -n · log σ²(j | pa) - c · log n · Σ (1 + V_k)   over k in pa
 
@@ -26,7 +26,25 @@ with z in units of both errors. So noise moves the line by what it moves the est
 set, most where parents are nearly collinear or a residual is small. Exact evidence has V = 0: the BIC. A
 parent set under which noise leaves no positive residual variance is not considered.
 
-TABLE
+c = 2 serves both. SHD on 20 variables, mean of 6 seeds; N records at 20 sites, scaled by public bounds to
+standard deviations of .12 to .45, each site's noise 1.2 (ε = 4) or 4 (ε = 1) times the clip of 3.6. "Flat" is
+8·log n_eff for each parent with no V, n_eff = 1 / (1/n + mean noise variance of a correlation). The form of V
+and c were chosen on the first seeds; the two columns on the right are of 6 others::
+
+    weights       N       ε     c=1    c=1.5   c=2    flat     c=2    flat
+    ER1 U(.4,.9)  100000  4     0      0       0      0        0      0
+    ER1 U(.4,.9)  20000   1     4.0    5.0     5.5    17.0     7.2    25.3
+    ER1 U(.5,2)   100000  1     7.3    3.8     3.7    40.5     2.2    35.7
+    ER1 U(.5,2)   20000   4     4.3    2.5     2.8    45.7     7.3    68.5
+    ER2 U(.4,.9)  100000  4     5.2    5.3     5.3    .7       2.2    2.0
+    ER2 U(.4,.9)  100000  1     12.0   7.2     7.2    7.5      13.8   7.2
+    ER2 U(.4,.9)  20000   1     29.0   28.0    25.0   62.7     19.7   66.8
+    ER2 U(.5,2)   100000  4     25.8   21.5    21.5   91.7     28.7   86.5
+
+Where nothing causes anything, c = 2 finds an edge in under 2 % of runs, c = 1 in up to half. V at the fitted
+coefficient instead differs at the two ends of an edge: over 16 settings on the other seeds it has a mean SHD
+of 15.3 against 13.4 here, but 6.5 against 7.0 where all variances are equal. The trace over all parameters
+gives equivalent graphs one score, which V under noise does not, but charges strong edges more and lost.
 """
 
 from __future__ import annotations
@@ -78,9 +96,7 @@ def boss(
         ConfigurationError: the knowledge names unknown variables.
     """
     if restarts < 1 or not 0 < penalty < math.inf:
-        raise MisuseError(
-            f"restarts is {restarts} and penalty {penalty}. Give one restart or more, a penalty > 0."
-        )
+        raise MisuseError(f"restarts is {restarts} and penalty {penalty}. Give one restart or more, a penalty > 0.")
     knowledge.check(evidence.names)
     names = sorted(evidence.names)
     scores = _scores(evidence.select(names), penalty, knowledge)
@@ -92,8 +108,7 @@ def boss(
             best, best_score = order, score
     if names and best_score == -math.inf:
         raise DataError(
-            "Noise leaves no residual variance beside the required parents. "
-            "Require fewer, or use more records."
+            "Noise leaves no residual variance beside the required parents. Require fewer, or use more records."
         )
     return _discovery(scores, best, names, evidence.names, knowledge)
 
@@ -250,9 +265,7 @@ def _scores(evidence: Evidence, penalty: float, knowledge: Knowledge) -> _Scores
     return _Scores(correlation, count, cost, noise, gram, allowed, required)
 
 
-def _starts(
-    names: Sequence[str], knowledge: Knowledge, generator: torch.Generator, restarts: int
-) -> Iterator[Order]:
+def _starts(names: Sequence[str], knowledge: Knowledge, generator: torch.Generator, restarts: int) -> Iterator[Order]:
     """The sorted names, then random orders; required causes are moved before their effects."""
     index = {name: i for i, name in enumerate(names)}
     for number in range(restarts):

@@ -46,7 +46,9 @@ class Variable:
                 f"Variable {self.name!r} has bounds [{low}, {high}]: give two finite numbers, low < high."
             )
         if self.transform == "log1p" and low <= -1:
-            raise ConfigurationError(f"Variable {self.name!r} has transform log1p, so its low bound {low} must exceed -1.")
+            raise ConfigurationError(
+                f"Variable {self.name!r} has transform log1p, so its low bound {low} must exceed -1."
+            )
 
     def transformed(self, values: Floats) -> Floats:
         """Clip to the bounds, then transform; (n,) in, (n,) out."""
@@ -103,9 +105,7 @@ class Dictionary:
 
     def encode(self, frame: pd.DataFrame) -> Floats:
         """(n, d) float64 in [-1, 1]: transformed, clipped to public bounds and scaled, columns in `names` order."""
-        columns = [
-            (v.transformed(_numbers(frame, v.name)) - v.centre) / v.half for v in self.variables
-        ]
+        columns = [(v.transformed(_numbers(frame, v.name)) - v.centre) / v.half for v in self.variables]
         return np.clip(np.stack(columns, axis=1), -1.0, 1.0) if columns else np.empty((len(frame), 0))
 
     def lattice_rows(self, frame: pd.DataFrame) -> Integers:
@@ -209,15 +209,17 @@ class Evidence:
         if bool((variances <= 0).any()):
             name = self.names[int(variances.argmin())]
             raise DataError(
-                f"Variable {name!r} has variance {float(variances.min()):.3g} in the evidence: it is constant or drowned "
-                "in noise. Drop it, widen nothing, or use more records or a larger epsilon."
+                f"Variable {name!r} has variance {float(variances.min()):.3g} in the evidence: it is constant or "
+                "drowned in noise. Drop it, widen nothing, or use more records or a larger epsilon."
             )
         scale = variances.rsqrt()
         return covariance * torch.outer(scale, scale)
 
     @property
     def n_eff(self) -> float:
-        """1 / (1/n + s²), with s² the mean noise variance of a correlation entry: the records' worth of the evidence."""
+        """1 / (1/n + s²), with s² the mean noise variance of a correlation entry:
+        the records' worth of the evidence.
+        """
         if self.noise == 0 or self.d < 2:
             return self.count
         variances = self.covariance().diagonal()

@@ -1,4 +1,6 @@
-"""Benchmarks: `causaldao bench NAME --json`. Medians, side by side with a peer in the same run; never part of a test."""
+"""Benchmarks: `causaldao bench NAME --json`. Medians, side by side with a peer in the same run;
+never part of a test.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The demo's study over many seeds: does the answer stand, are the liars found, and what would the plain mean have done.
+"""The demo's study over many seeds: does the answer stand, are the liars found,
+and what would the plain mean have done.
 
 Each seed deals the 20,190 person-years anew, draws other liars and other (simulated) noise.
 """
@@ -22,7 +23,9 @@ VARIANTS = {
 }
 
 
-def measure(*, seeds: int = 20, variants: Sequence[str] = tuple(VARIANTS), scenario: str = "rand-hie") -> dict[str, Any]:
+def measure(
+    *, seeds: int = 20, variants: Sequence[str] = tuple(VARIANTS), scenario: str = "rand-hie"
+) -> dict[str, Any]:
     """For each variant: the runs, and what they come to."""
     found = {name: _variant(scenario, seeds, VARIANTS[name]) for name in variants}
     if {"honest", "quiet"} <= set(found):
@@ -42,7 +45,9 @@ def _variant(scenario: str, seeds: int, options: dict[str, Any]) -> dict[str, An
 
 
 def _moved(honest: list[dict[str, Any]], quiet: list[dict[str, Any]]) -> dict[str, Any]:
-    """How far the quiet liars move the answer: the same seeds, so the same split and the same noise, with and without."""
+    """How far the quiet liars move the answer: the same seeds, so the same split and the same noise,
+    with and without.
+    """
     moved = [abs(q["estimate"] - h["estimate"]) for h, q in zip(honest, quiet, strict=True)]
     within = sum(distance <= run["bound"] for distance, run in zip(moved, quiet, strict=True))
     return {"moved_median": median(moved), "moved_most": max(moved), "moved_within_bound": within}

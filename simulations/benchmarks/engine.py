@@ -1,10 +1,10 @@
 """What the inline engine and a round cost, beside bare Flower messages over the same bytes.
 
-* ``message``: one round trip of a signed, digested, checked parcel of ``parameters`` float32, against the same array in a
-  bare Flower message through the same serialisation, in alternating pairs.
-* ``round``: ``members`` members, each with a 10-variable ballot and an update of ``parameters``: asking and checking both,
-  adopting, aggregating (multi-Krum, f a fifth), and one ledger transaction; against the same two exchanges bare. The
-  members' own work is prepared beforehand: this is the coordinator's and the engine's cost.
+* ``message``: one round trip of a signed, digested, checked parcel of ``parameters`` float32, against the same array in
+  a bare Flower message through the same serialisation, in alternating pairs.
+* ``round``: ``members`` members, each with a 10-variable ballot and an update of ``parameters``: asking and checking
+  both, adopting, aggregating (multi-Krum, f a fifth), and one ledger transaction; against the same two exchanges bare.
+  The members' own work is prepared beforehand: this is the coordinator's and the engine's cost.
 * ``first_round``: seconds from the start of a fresh process to the end of a real study's first training round.
 """
 
@@ -119,7 +119,8 @@ class _Bench:
         aggregating, _ = _timed(lambda: aggregate(stack, "multi-krum", self.members // 5))
         recording, _ = _timed(lambda: self._record([*votes.values(), *updates.values()]))
         return {
-            "ballots": ask_votes, "updates": ask_updates, "adopt": adopting, "aggregate": aggregating, "ledger": recording,
+            "ballots": ask_votes, "updates": ask_updates, "adopt": adopting, "aggregate": aggregating,
+            "ledger": recording,
         }  # fmt: skip
 
     def _check_ballot(self, statement: Statement, parcel: Parcel) -> None:
@@ -136,15 +137,15 @@ class _Bench:
         tensors = {"delta": self.deltas[name]} if kind == "update" else {}
         return to_records(
             make(
-                self.keys[name], federation="bench", study=_STUDY, round=1, member=name, kind=kind, body=body, nonce="n",
-                parent="p", tensors=tensors,
+                self.keys[name], federation="bench", study=_STUDY, round=1, member=name, kind=kind, body=body,
+                nonce="n", parent="p", tensors=tensors,
             )
         )  # fmt: skip
 
     def _request(self, kind: str) -> Parcel:
         return make(
-            SigningKey.from_seed(b"\xff" * 32), federation="bench", study=_STUDY, round=1, member="coordinator", kind=kind,
-            body={}, nonce="n", parent="p",
+            SigningKey.from_seed(b"\xff" * 32), federation="bench", study=_STUDY, round=1, member="coordinator",
+            kind=kind, body={}, nonce="n", parent="p",
         )  # fmt: skip
 
     def _app(self, name: str) -> ClientApp:

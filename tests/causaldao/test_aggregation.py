@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from causaldao.aggregation import RULES, Rule, aggregate, weights_from_gram
+from causaldao.aggregation.rules import faults_left
 from causaldao.errors import GuaranteeError, MisuseError
 from tests.counts import count
 
@@ -110,7 +111,9 @@ def test_f_rows_of_any_size_move_the_result(name: str, value: float | str, dtype
 
 
 def test_liars_near_the_honest_move_krum_beyond_its_bound() -> None:
-    """κ = 6(1 + f/(n-2f)): the squared distance to the honest mean against the honest variance (Allouah et al. 2023)."""
+    """κ = 6(1 + f/(n-2f)): the squared distance to the honest mean
+    against the honest variance (Allouah et al. 2023).
+    """
     rng = np.random.default_rng(4)
     kappas = {
         "multi-krum": lambda n, f: 6 * (1 + f / (n - 2 * f)),
@@ -173,7 +176,11 @@ def test_more_bad_rows_than_faults() -> None:
 
 
 def test_a_misuse_is_computed() -> None:
-    for updates, rule, faulty in ((torch.zeros(3), "mean", 0), (torch.zeros(0, 3), "mean", 0), (torch.zeros(5, 2), "mean", -1)):
+    for updates, rule, faulty in (
+        (torch.zeros(3), "mean", 0),
+        (torch.zeros(0, 3), "mean", 0),
+        (torch.zeros(5, 2), "mean", -1),
+    ):
         with pytest.raises(MisuseError):
             aggregate(updates, rule, faulty)
     with pytest.raises(MisuseError, match="multi-krum, "):
@@ -201,3 +208,17 @@ def test_an_auditor_gets_other_weights_from_the_gram_matrix() -> None:
     assert found.weights is not None
     assert torch.equal(again, found.weights)
     assert 4 in found.excluded
+
+
+@pytest.mark.parametrize("rule", ["multi-krum", "trimmed-mean", "coordinate-median"])
+@pytest.mark.parametrize("members", range(3, 40))
+def test_silent_members_within_f_leave_a_rule_that_cannot_be_run(rule: str, members: int) -> None:
+    """n ≥ least(f) bears any m ≤ f silent members, with the f - m that remain; more than f silent may be too many."""
+    for faulty in [f for f in range(members) if members >= RULES[rule].least(f)]:
+        for silent in range(faulty + 1):
+            left = faults_left(rule, members, faulty, members - silent)
+            assert faulty - silent <= left <= faulty
+            assert members - silent >= RULES[rule].least(left)
+        if members - faulty - 1 < RULES[rule].least(faulty):
+            with pytest.raises(GuaranteeError):
+                faults_left(rule, members, faulty, members - faulty - 1)

@@ -124,7 +124,12 @@ def test_a_proposal_misses_a_mark_of_its_pattern() -> None:
     rng = np.random.default_rng(5)
     for _ in range(30):
         matrix = weights(rng, 6, 2.5)
-        graph = cpdag_of(CausalGraph.dag([(f"v{i:02}", f"v{j:02}") for i, j in zip(*np.nonzero(matrix), strict=True)], [f"v{k:02}" for k in range(6)]))
+        graph = cpdag_of(
+            CausalGraph.dag(
+                [(f"v{i:02}", f"v{j:02}") for i, j in zip(*np.nonzero(matrix), strict=True)],
+                [f"v{k:02}" for k in range(6)],
+            )
+        )
         marks = marks_of(graph, population(matrix))
         assert {mark.nodes for mark in marks} == graph.skeleton() | graph.unshielded_colliders()
         assert all(not set(mark.ends) & set(mark.given) for mark in marks)
@@ -162,11 +167,13 @@ KEY = PROPOSAL.marks[0].key
 
 @pytest.mark.parametrize("change", [
     {"votes": {}}, {"votes": {**GOOD["votes"], "x - y": 1}}, {"votes": {**GOOD["votes"], KEY: 2}},
-    {"votes": {**GOOD["votes"], KEY: True}}, {"votes": {**GOOD["votes"], KEY: 1.5}}, {"votes": {**GOOD["votes"], KEY: None}},
-    {"votes": {**GOOD["votes"], KEY: [1]}}, {"votes": [[KEY, 1]]}, {"votes": None}, {"near_ties": [[1]]}, {"near_ties": "ab"},
+    {"votes": {**GOOD["votes"], KEY: True}}, {"votes": {**GOOD["votes"], KEY: 1.5}},
+    {"votes": {**GOOD["votes"], KEY: None}}, {"votes": {**GOOD["votes"], KEY: [1]}}, {"votes": [[KEY, 1]]},
+    {"votes": None}, {"near_ties": [[1]]}, {"near_ties": "ab"},
     {"near_ties": ["x - y"]}, {"near_ties": {}}, {"knowledge": None}, {"knowledge": []}, {"knowledge": {"seed": 1}},
-    {"knowledge": {"required": [["age", "height"]]}}, {"knowledge": {"required": [["age"]]}}, {"knowledge": {"tiers": {"age": "0"}}},
-    {"knowledge": {"required": [["age", "dose"], ["dose", "age"]]}}, {"knowledge": {"forbidden": 3}}, {"knowledge": {"tiers": [1]}},
+    {"knowledge": {"required": [["age", "height"]]}}, {"knowledge": {"required": [["age"]]}},
+    {"knowledge": {"tiers": {"age": "0"}}}, {"knowledge": {"required": [["age", "dose"], ["dose", "age"]]}},
+    {"knowledge": {"forbidden": 3}}, {"knowledge": {"tiers": [1]}},
     {"knowledge": {"required": [["age", "dose"], ["dose", "pain"], ["pain", "age"]]}},
     {"seed": 1}, {"proposal": ""}, {"proposal": 3}, {"proposal": "0" * 64},
 ])  # fmt: skip
@@ -187,8 +194,8 @@ MARK = PROPOSAL.marks[0].to_json()
 
 @pytest.mark.parametrize("change", [
     {"nodes": ["age"]}, {"nodes": ["age", "age"]}, {"nodes": ["a", "b", "c", "d"]}, {"nodes": [1, 2]}, {"nodes": None},
-    {"nodes": []}, {"nodes": [["a"], "b"]}, {"given": [MARK["nodes"][0]]}, {"given": [0]}, {"z": "1"}, {"z": None}, {"error": -1.0},
-    {"z": float("nan")}, {"strength": float("inf")}, {"error": True}, {"z": 10**400},
+    {"nodes": []}, {"nodes": [["a"], "b"]}, {"given": [MARK["nodes"][0]]}, {"given": [0]}, {"z": "1"}, {"z": None},
+    {"error": -1.0}, {"z": float("nan")}, {"strength": float("inf")}, {"error": True}, {"z": 10**400},
 ])  # fmt: skip
 def test_a_mark_that_a_test_would_stumble_over(change: dict[str, Any]) -> None:
     assert Mark.from_json(MARK) == PROPOSAL.marks[0]

@@ -103,9 +103,7 @@ def test_a_proposal_that_nobody_strikes_is_changed() -> None:
     for _ in range(count(300, 3000)):
         dag = random_dag(rng, int(rng.integers(3, 9)), float(rng.uniform(1, 4)))
         proposal = _proposal(cpdag_of(dag))
-        ballots = {
-            f"m{k}": Ballot({mark.key: int(rng.integers(0, 2)) for mark in proposal.marks}) for k in range(5)
-        }
+        ballots = {f"m{k}": Ballot({mark.key: int(rng.integers(0, 2)) for mark in proposal.marks}) for k in range(5)}
         found = adopt(proposal, ballots, ConsensusRule(0.6, 1, 5))
         assert found.pattern == proposal.pattern
         assert found.contested == ()
@@ -168,7 +166,9 @@ def test_four_camps_around_a_square() -> None:
     _check(found, NONE)
     assert len(found.dag.skeleton()) == 3
     square = _proposal(cpdag_of(_camps()["camp-a"]))
-    struck = {name: Ballot({mark.key: 1 if mark.kind == "adjacency" else -1 for mark in square.marks}) for name in "abcd"}
+    struck = {
+        name: Ballot({mark.key: 1 if mark.kind == "adjacency" else -1 for mark in square.marks}) for name in "abcd"
+    }
     stands = adopt(square, struck, ConsensusRule(0.6, 0, 4))
     _check(stands, NONE)
     assert stands.stands

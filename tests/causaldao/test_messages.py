@@ -78,7 +78,9 @@ def test_a_parcel_changes_on_the_wire_or_on_the_disk() -> None:
     _same(from_records(to_records(empty), {}), empty)
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\x02\x00\x00\x00\x00\x00\x00\x00{}", b"\x00" * 100, _request().pack()[:-1]])
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff" * 8, b"\x02\x00\x00\x00\x00\x00\x00\x00{}", b"\x00" * 100, _request().pack()[:-1]]
+)
 def test_a_damaged_store_is_read(data: bytes) -> None:
     with pytest.raises(IdentityError):
         Parcel.unpack(data)
@@ -108,10 +110,11 @@ GOOD = TENSORS["delta"].tobytes()
 
 
 @pytest.mark.parametrize("array", [
-    Array("float32", (2, 3), "numpy.ndarray", GOOD), Array("object", (2, 3), "raw.le", GOOD), Array("float16", (3, 4), "raw.le", GOOD),
-    Array("float32", (2**40, 2**40), "raw.le", GOOD), Array("float32", (-2, -3), "raw.le", GOOD), Array("float32", (2, 3), "raw.le", b""),
-    Array("float32", (2, 3), "raw.le", GOOD + b"\0"), Array("float32", (0, 3), "raw.le", GOOD), Array("float32", (), "raw.le", GOOD),
-    Array("float32", (2**64, 0), "raw.le", GOOD),
+    Array("float32", (2, 3), "numpy.ndarray", GOOD), Array("object", (2, 3), "raw.le", GOOD),
+    Array("float16", (3, 4), "raw.le", GOOD), Array("float32", (2**40, 2**40), "raw.le", GOOD),
+    Array("float32", (-2, -3), "raw.le", GOOD), Array("float32", (2, 3), "raw.le", b""),
+    Array("float32", (2, 3), "raw.le", GOOD + b"\0"), Array("float32", (0, 3), "raw.le", GOOD),
+    Array("float32", (), "raw.le", GOOD), Array("float32", (2**64, 0), "raw.le", GOOD),
 ])  # fmt: skip
 def test_a_header_that_claims_what_is_not_there(array: Array) -> None:
     for expected in (None, SHAPES):

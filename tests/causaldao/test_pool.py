@@ -126,13 +126,19 @@ def test_quiet_liars_move_an_answer_beyond_the_bound() -> None:
         honest = sites(rng, STUDY, 9, int(rng.integers(500, 3000)))
         settings = replace(SETTINGS, faulty=2)
         liars = ("site-0", "site-1")
-        clean = pool({name: e for name, e in honest.items() if name not in liars}, replace(settings, rule="mean", faulty=0))
+        clean = pool(
+            {name: e for name, e in honest.items() if name not in liars}, replace(settings, rule="mean", faulty=0)
+        )
         answer = influence(clean.evidence, *vars(QUESTION).values())
         gradient = answer.gradient / torch.linalg.matrix_norm(answer.gradient)
         best = None
         for step in np.linspace(0, 0.2, 41):  # the largest joint shift along the gradient that no test notices
             shifted = {
-                name: replace(clean.evidence, noise=honest[name].noise, moments=_shift(clean.evidence, honest[name], gradient * step))
+                name: replace(
+                    clean.evidence,
+                    noise=honest[name].noise,
+                    moments=_shift(clean.evidence, honest[name], gradient * step),
+                )
                 for name in liars
             }
             found = pool({**honest, **shifted}, settings)

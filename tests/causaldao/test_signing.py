@@ -99,7 +99,8 @@ def _stray_bits(text: str) -> str:
 
 
 @pytest.mark.parametrize("change", [
-    {"v": 2}, {"v": True}, {"round": "0"}, {"round": 1.5}, {"body": []}, {"seed": 1}, {"member": None}, {"epoch": False},
+    {"v": 2}, {"v": True}, {"round": "0"}, {"round": 1.5}, {"body": []}, {"seed": 1}, {"member": None},
+    {"epoch": False},
 ])  # fmt: skip
 def test_a_statement_of_another_form_is_read(change: dict[str, Any]) -> None:
     with pytest.raises(IdentityError):

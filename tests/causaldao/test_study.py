@@ -44,11 +44,12 @@ def test_faults_between_keys_hide_one_another() -> None:
 
 @pytest.mark.parametrize("change", [
     {"privacy": {"epsilon": 0}}, {"privacy": {"epsilon": float("nan")}}, {"privacy": {"epsilon": float("inf")}},
-    {"privacy": {"delta": 0.5}}, {"consensus": {"threshold": 0.5}}, {"consensus": {"faulty": -1}}, {"consensus": {"level": 0}},
-    {"discovery": {"clip": 9.0}}, {"discovery": {"clip": 1.0}}, {"discovery": {"method": "magic"}}, {"discovery": {"evidence": "rows"}},
-    {"training": {"sample_rate": 0}}, {"training": {"sample_rate": 1.5}}, {"study": {"name": "../x"}}, {"study": {"name": "x\n"}},
-    {"study": {"purpose": ""}}, {"members": {"rows_min": 1}}, {"aggregation": {"pool": "median"}}, {"study": {"seed": 1}},
-    {"privacy": {"split": {"evidence": 1.0, "training": 0.0, "evaluation": 0.0}}},
+    {"privacy": {"delta": 0.5}}, {"consensus": {"threshold": 0.5}}, {"consensus": {"faulty": -1}},
+    {"consensus": {"level": 0}}, {"discovery": {"clip": 9.0}}, {"discovery": {"clip": 1.0}},
+    {"discovery": {"method": "magic"}}, {"discovery": {"evidence": "rows"}}, {"training": {"sample_rate": 0}},
+    {"training": {"sample_rate": 1.5}}, {"study": {"name": "../x"}}, {"study": {"name": "x\n"}},
+    {"study": {"purpose": ""}}, {"members": {"rows_min": 1}}, {"aggregation": {"pool": "median"}},
+    {"study": {"seed": 1}}, {"privacy": {"split": {"evidence": 1.0, "training": 0.0, "evaluation": 0.0}}},
 ])  # fmt: skip
 def test_a_study_that_cannot_be_run_is_proposed(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
@@ -63,8 +64,10 @@ def _with(path: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("effects", [
     [{"treatment": "dose", "outcome": "dose"}], [{"treatment": "dose", "outcome": "height"}],
-    [{"treatment": "dose", "outcome": "pain", "adjustment": ["pain"]}], [{"treatment": "dose", "outcome": "pain", "adjustment": ["dose"]}],
-    [{"treatment": "dose", "outcome": "pain", "adjustment": ["age", "age"]}], [{"treatment": "dose", "outcome": "pain", "adjustment": "all"}],
+    [{"treatment": "dose", "outcome": "pain", "adjustment": ["pain"]}],
+    [{"treatment": "dose", "outcome": "pain", "adjustment": ["dose"]}],
+    [{"treatment": "dose", "outcome": "pain", "adjustment": ["age", "age"]}],
+    [{"treatment": "dose", "outcome": "pain", "adjustment": "all"}],
 ])  # fmt: skip
 def test_a_question_without_an_answer_is_found_after_the_budget_is_spent(effects: list[dict[str, Any]]) -> None:
     with pytest.raises(ConfigurationError):
@@ -72,8 +75,9 @@ def test_a_question_without_an_answer_is_found_after_the_budget_is_spent(effects
 
 
 @pytest.mark.parametrize("variable", [
-    {"kind": "binary", "bounds": [0, 2]}, {"kind": "count", "bounds": [-1, 2]}, {"kind": "continuous", "bounds": [1, 1]},
-    {"kind": "continuous", "bounds": [-1e308, 1e308]}, {"kind": "categorical", "bounds": [0, 1]}, {"name": "a b"}, {"name": "dose"},
+    {"kind": "binary", "bounds": [0, 2]}, {"kind": "count", "bounds": [-1, 2]},
+    {"kind": "continuous", "bounds": [1, 1]}, {"kind": "continuous", "bounds": [-1e308, 1e308]},
+    {"kind": "categorical", "bounds": [0, 1]}, {"name": "a b"}, {"name": "dose"},
     {"kind": "continuous", "bounds": [-2, 1], "transform": "log1p"}, {"bounds": [0]}, {"tier": -1},
 ])  # fmt: skip
 def test_a_variable_that_cannot_be_scaled(variable: dict[str, Any]) -> None:
@@ -90,7 +94,11 @@ def test_a_hash_depends_on_how_the_file_is_written() -> None:
     for text in (spaced, written_out, integers):
         assert Study.from_toml(text).hash == plain.hash
     assert Study.from_mapping(json.loads(canonical(plain.to_json()))).hash == plain.hash
-    for other in (STUDY_TOML.replace("4.0", "4.5"), STUDY_TOML.replace("A test.", "A test!"), STUDY_TOML.replace("small", "smaller")):
+    for other in (
+        STUDY_TOML.replace("4.0", "4.5"),
+        STUDY_TOML.replace("A test.", "A test!"),
+        STUDY_TOML.replace("small", "smaller"),
+    ):
         assert Study.from_toml(other).hash != plain.hash
 
 

@@ -39,6 +39,8 @@ epsilon = 4.0
 delta = 1e-6
 [training]
 rounds = 1
+[members]
+rows_min = 20
 """
 ROWS = "a,b,c\n" + "0.5,1,3\n-0.5,0,4\n" * 20
 NODE = """
@@ -103,9 +105,7 @@ def test_a_dry_run_says_what_would_be_spent_and_that_the_study_is_not_approved(f
 
 def test_an_approved_study_is_said_to_be(folder: Path) -> None:
     text = (folder / "node.toml").read_text()
-    (folder / "node.toml").write_text(
-        text.replace("approved = []", f'approved = ["{Study.from_toml(STUDY).hash}"]')
-    )
+    (folder / "node.toml").write_text(text.replace("approved = []", f'approved = ["{Study.from_toml(STUDY).hash}"]'))
     assert dry_run(folder)[1]["approved"] is True
 
 
@@ -197,15 +197,14 @@ def test_missing_files_end_with_10(folder: Path, tmp_path: Path) -> None:
 
 def test_people_read_the_same_on_stderr_and_stdout_stays_empty(folder: Path) -> None:
     (folder / "data.csv").write_text("a,b\n1,1\n")
-    result = CliRunner().invoke(
-        app, ["node", "dry-run", str(folder), "--study", str(folder.parent / "study.toml")]
-    )
+    result = CliRunner().invoke(app, ["node", "dry-run", str(folder), "--study", str(folder.parent / "study.toml")])
     assert (result.exit_code, result.stdout) == (11, "")
     assert "the column is missing" in result.stderr
 
 
-def test_the_budget_is_told_once_there_is_a_journal(folder: Path) -> None:
-    assert run("node", "budget", folder)[0] == 10
+def test_the_budget_is_told_before_and_after_there_is_a_journal(folder: Path) -> None:
+    code, data = run("node", "budget", folder)
+    assert (code, data["spent"]) == (0, 0.0)
     assert not (folder / "journal.db").exists()
     cap = Cap(9.0, 1e-6)
     Journal.open(folder / "journal.db").release(

@@ -34,9 +34,7 @@ KEY = SigningKey.from_seed(b"N" * 32)
 STUDY = small.study(faulty=0, rounds=2)
 
 
-def node(
-    folder: Path, table: pd.DataFrame | None = None, *, conduct: Conduct | None = None, **config: Any
-) -> Node:
+def node(folder: Path, table: pd.DataFrame | None = None, *, conduct: Conduct | None = None, **config: Any) -> Node:
     """A node in a fresh folder, with its study approved and simulated noise unless told otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     (small.table(300) if table is None else table).to_parquet(folder / "data.parquet")
@@ -232,19 +230,13 @@ def test_a_round_outside_the_study_is_refused(tmp_path: Path) -> None:
     meta, tensors = training(member)
     for number in (0, 3, 2**31):
         assert refused(member, request("update", {"model": meta}, tensors=tensors, round=number)) == "refused"
-        assert (
-            refused(member, request("evaluation", {"model": meta}, tensors=tensors, round=number))
-            == "refused"
-        )
+        assert refused(member, request("evaluation", {"model": meta}, tensors=tensors, round=number)) == "refused"
     assert refused(member, request("evidence", round=1)) == "refused"
 
 
 def test_training_before_evidence_is_refused(tmp_path: Path) -> None:
     meta, tensors = training(present(tmp_path / "a"))
-    assert (
-        refused(present(tmp_path / "b"), request("update", {"model": meta}, tensors=tensors, round=1))
-        == "refused"
-    )
+    assert refused(present(tmp_path / "b"), request("update", {"model": meta}, tensors=tensors, round=1)) == "refused"
 
 
 @pytest.mark.parametrize(
@@ -303,9 +295,7 @@ def test_only_the_code_of_a_failure_crosses_the_wire(where: str, failure: str, t
         parcel = request("evidence")
     assert refused(member, parcel) == expected
     data = through_app(member, parcel).content
-    everything = (
-        b"".join(bytes(str(record), "utf8") for record in data.values()) + from_records(data, {}).envelope
-    )
+    everything = b"".join(bytes(str(record), "utf8") for record in data.values()) + from_records(data, {}).envelope
     assert SECRET.encode() not in everything + member.answer(parcel).pack()
 
 
@@ -320,9 +310,7 @@ def test_a_failure_outside_the_node_sends_no_text_either(tmp_path: Path) -> None
     assert SECRET not in str(reply.content)
 
 
-def test_the_text_of_a_failure_stays_in_the_nodes_own_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_text_of_a_failure_stays_in_the_nodes_own_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     member = node(tmp_path / "n", conduct=Conduct(rows=lambda frame: _raise(DataError(SECRET))))
     refused(member, rollcall())
     assert SECRET in caplog.text
@@ -333,10 +321,7 @@ def test_one_odd_record_does_not_change_what_is_answered(cell: float, tmp_path: 
     """Refusing a study over one record would tell of that record: values are made to fit instead."""
     odd = small.table(300)
     odd.loc[17, "b"] = cell
-    answers = [
-        present(tmp_path / name, frame).answer(request("evidence"))
-        for name, frame in (("a", None), ("b", odd))
-    ]
+    answers = [present(tmp_path / name, frame).answer(request("evidence")) for name, frame in (("a", None), ("b", odd))]
     assert [said(answer).kind for answer in answers] == ["evidence", "evidence"]
 
 
@@ -365,9 +350,7 @@ def test_nothing_but_the_noisy_releases_depends_on_the_number_of_records(
         replies = [member.answer(rollcall()), member.answer(request("evidence"))]
         for number in (1, 2):
             replies.append(member.answer(request("update", {"model": meta}, tensors=tensors, round=number)))
-            replies.append(
-                member.answer(request("evaluation", {"model": meta}, tensors=tensors, round=number))
-            )
+            replies.append(member.answer(request("evaluation", {"model": meta}, tensors=tensors, round=number)))
         proposal = {"pattern": {"nodes": ["a", "b", "c"], "edges": []}, "marks": [], "near_ties": []}
         replies += [
             member.answer(request("ballot", {"proposal": proposal})),
@@ -455,9 +438,7 @@ def test_a_name_that_is_no_slug_is_refused(name: str) -> None:
 
 def test_every_fault_of_a_nodes_file_is_named_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        NodeConfig.parse(
-            {"name": "X", "federation": "fed", "sed": 1, "lifetime": {"epsilon": 0}}, "node.toml"
-        )
+        NodeConfig.parse({"name": "X", "federation": "fed", "sed": 1, "lifetime": {"epsilon": 0}}, "node.toml")
     text = str(caught.value)
     for key in ("name", "coordinator", "data", "dataset", "sed", "lifetime.epsilon"):
         assert f"node.toml: {key}" in text
@@ -472,9 +453,7 @@ def test_the_dry_check_writes_nothing_and_says_what_a_study_would_clip(tmp_path:
     assert "7.5" in warning
     assert sorted(path.name for path in member.folder.iterdir()) == before
     with pytest.raises(BudgetError):
-        check_study(
-            member.config.model_copy(update={"lifetime": Lifetime(epsilon=1.0)}), member.folder, STUDY
-        )
+        check_study(member.config.model_copy(update={"lifetime": Lifetime(epsilon=1.0)}), member.folder, STUDY)
 
 
 def test_a_copied_folder_answers_with_the_same_bytes(tmp_path: Path) -> None:

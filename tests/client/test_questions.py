@@ -34,9 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     effect = {"treatment": "a", "outcome": "c", "adjustment": [], "estimate": 0.72, "interval": [0.6, 0.8]}
     (folder / "result.json").write_text(json.dumps({"effects": [effect]}))
     linear = LinearSCM.from_evidence(Evidence.from_data(TABLE), CHAIN)
-    NeuralSCM.from_linear(linear, 2, generator=torch.Generator().manual_seed(0)).save(
-        folder / "model.safetensors"
-    )
+    NeuralSCM.from_linear(linear, 2, generator=torch.Generator().manual_seed(0)).save(folder / "model.safetensors")
     return folder
 
 
@@ -64,9 +62,7 @@ def test_discover_heeds_knowledge(data: Path, tmp_path: Path) -> None:
 
 def test_the_effect_in_a_table_is_adjusted_as_the_graph_says(data: Path, tmp_path: Path) -> None:
     (tmp_path / "graph.json").write_text(json.dumps(CHAIN.to_json()))
-    code, found = run(
-        "effect", data, "--treatment", "b", "--outcome", "c", "--graph", tmp_path / "graph.json"
-    )
+    code, found = run("effect", data, "--treatment", "b", "--outcome", "c", "--graph", tmp_path / "graph.json")
     assert code == 0
     (effect,) = found["effects"]
     assert effect["interval"][0] < 0.8 < effect["interval"][1]
@@ -148,3 +144,39 @@ def test_a_wrong_question_is_an_error_of_ours(
     }
     found, error = run(*(argument.format(**places) for argument in arguments))
     assert (found, error["exit_code"]) == (code, code), error
+
+
+def test_an_unadjusted_number_passes_for_an_effect(data: Path) -> None:
+    code, found = run("effect", data, "--treatment", "a", "--outcome", "c")
+    assert code == 0
+    assert "association" in found["notes"][0]
+
+
+def test_discover_writes_no_graph_that_effect_can_read(data: Path, tmp_path: Path) -> None:
+    written = tmp_path / "graph.json"
+    assert run("discover", data, "--out", written)[0] == 0
+    for content in (json.loads(written.read_text()), {"pattern": json.loads(written.read_text()), "dag": {}}):
+        (tmp_path / "again.json").write_text(json.dumps(content))
+        code, found = run("effect", data, "--graph", tmp_path / "again.json", "--treatment", "a", "--outcome", "c")
+        assert code == 0
+        assert all(effect["adjustment"] is not None for effect in found["effects"])
+
+
+def test_a_graph_without_a_path_is_a_false_certainty_of_zero(data: Path, tmp_path: Path) -> None:
+    graph = CausalGraph.dag([("a", "b")], nodes=("a", "b", "c"))
+    (tmp_path / "graph.json").write_text(json.dumps(graph.to_json()))
+    code, found = run("effect", data, "--graph", tmp_path / "graph.json", "--treatment", "a", "--outcome", "c")
+    (effect,) = found["effects"]
+    assert (code, effect["graph_implies_zero"]) == (0, True)
+    assert effect["estimate"] == pytest.approx(0.72, abs=0.1)
+    assert effect["interval"][0] < effect["estimate"] < effect["interval"][1]
+    assert any("no causal path" in note for note in found["notes"])
+
+
+def test_do_is_silent_where_nothing_can_change_or_the_value_is_absurd(finished: Path) -> None:
+    _, upstream = run("do", finished, "--set", "c=1", "--target", "a")
+    assert any("no causal path" in note for note in upstream["notes"])
+    _, far = run("do", finished, "--set", "a=50", "--target", "c")
+    assert any("outside the study's bounds" in note for note in far["notes"])
+    _, near = run("do", finished, "--set", "a=0.5", "--target", "c")
+    assert near["notes"] == []

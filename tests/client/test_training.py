@@ -65,18 +65,14 @@ def test_a_node_with_little_noise_does_not_make_training_diverge() -> None:
     graph = CausalGraph.dag([("x", "y"), ("y", "z")])
     linear = LinearSCM.from_evidence(Evidence.from_data(frame, DICTIONARY), graph)
     model = NeuralSCM.from_linear(linear, 8, generator=torch.Generator().manual_seed(0))
-    delta = train(*model.state(), frame, DICTIONARY, replace(STEPS, count=50), NoiseSource.simulated(SEED))[
-        "delta"
-    ]
+    delta = train(*model.state(), frame, DICTIONARY, replace(STEPS, count=50), NoiseSource.simulated(SEED))["delta"]
     rows = torch.from_numpy(DICTIONARY.encode(frame)).float()
     with torch.no_grad():
         assert float(moved(model, delta).loss(rows).mean()) < 1.1 * float(model.loss(rows).mean())
 
 
 def test_masked_weights_stay_where_they_are(start: NeuralSCM) -> None:
-    model = moved(
-        start, train(*start.state(), table(), DICTIONARY, STEPS, NoiseSource.simulated(SEED))["delta"]
-    )
+    model = moved(start, train(*start.state(), table(), DICTIONARY, STEPS, NoiseSource.simulated(SEED))["delta"])
     for before, after in ((start.linear, model.linear), (start.hidden, model.hidden)):
         masked = (start.mask == 0)[:, None, :].expand_as(before.weight)
         assert torch.equal(before.weight[masked], after.weight[masked])
@@ -86,9 +82,7 @@ def test_masked_weights_stay_where_they_are(start: NeuralSCM) -> None:
 @pytest.mark.parametrize("n", [0, 1, 500])
 def test_the_message_has_one_size_for_any_number_of_records(start: NeuralSCM, n: int) -> None:
     delta = train(*start.state(), table().iloc[:n], DICTIONARY, STEPS, NoiseSource.simulated(SEED))["delta"]
-    loss = evaluate(
-        *start.state(), table().iloc[:n], DICTIONARY, bound=4.0, noise_multiplier=1.0, count=500.0
-    )["loss"]
+    loss = evaluate(*start.state(), table().iloc[:n], DICTIONARY, bound=4.0, noise_multiplier=1.0, count=500.0)["loss"]
     assert delta.shape == (sum(p.numel() for p in start.parameters()),)
     assert loss.shape == (1,)
     assert np.isfinite(delta).all()
@@ -120,20 +114,14 @@ def test_the_released_loss_is_the_mean_within_its_noise(start: NeuralSCM) -> Non
     with torch.no_grad():
         exact = float(start.loss(rows).clamp(0, 4).mean())
     drawn = [
-        float(
-            evaluate(*start.state(), table(), DICTIONARY, bound=4.0, noise_multiplier=2.0, count=2000.0)[
-                "loss"
-            ][0]
-        )
+        float(evaluate(*start.state(), table(), DICTIONARY, bound=4.0, noise_multiplier=2.0, count=2000.0)["loss"][0])
         for _ in range(20)
     ]
     assert len(set(drawn)) == 20
     assert max(abs(loss - exact) for loss in drawn) < 8 * 2.0 * 4.0 / 2000
 
 
-@pytest.mark.parametrize(
-    "change", [{"bound": 0.0}, {"noise_multiplier": 0.0}, {"count": -5.0}, {"count": math.nan}]
-)
+@pytest.mark.parametrize("change", [{"bound": 0.0}, {"noise_multiplier": 0.0}, {"count": -5.0}, {"count": math.nan}])
 def test_a_loss_without_bound_or_noise_is_not_released(start: NeuralSCM, change: dict[str, float]) -> None:
     setting = {"bound": 4.0, "noise_multiplier": 1.0, "count": 9.0, **change}
     bound, noise, records = setting["bound"], setting["noise_multiplier"], setting["count"]

@@ -43,9 +43,7 @@ def statement(member: str, kind: str, body: dict[str, Any], **changes: Any) -> S
     return Statement(**{**fields, **changes})
 
 
-def spoken(
-    member: str, kind: str, body: dict[str, Any], key: SigningKey | None = None, **changes: Any
-) -> Entry:
+def spoken(member: str, kind: str, body: dict[str, Any], key: SigningKey | None = None, **changes: Any) -> Entry:
     """An entry of one member's own words."""
     envelope = seal(statement(member, kind, body, **changes), key or MEMBERS[member])
     return Entry(kind, {"member": member, "envelope": envelope.decode()})
@@ -92,9 +90,7 @@ def create(path: Path, recorded: Sequence[Entry] | None = None) -> Log:
     return log
 
 
-def policy_text(
-    members: Sequence[str] = ("ada", "bob"), log_key: SigningKey = LOG_KEY, quorum: int = 0
-) -> str:
+def policy_text(members: Sequence[str] = ("ada", "bob"), log_key: SigningKey = LOG_KEY, quorum: int = 0) -> str:
     return write_policy(ORIGIN, log_key, {name: MEMBERS[name].public for name in members}, quorum)
 
 

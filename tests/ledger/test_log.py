@@ -134,9 +134,7 @@ def test_a_keyed_entry_is_recorded_once(tmp_path: Path) -> None:
         assert log.append([note(3), note(2, "b"), note(3)]) == [3, 2, 4]
 
 
-@pytest.mark.parametrize(
-    "other", [note(9, "a"), note(1, "a", data=b"x"), Entry("adopt", {"number": 1}, key="a")]
-)
+@pytest.mark.parametrize("other", [note(9, "a"), note(1, "a", data=b"x"), Entry("adopt", {"number": 1}, key="a")])
 def test_a_key_with_another_content_is_refused(tmp_path: Path, other: Entry) -> None:
     with cases.create(tmp_path / "ledger.db", [cases.genesis(), note(1, "a")]) as log:
         with pytest.raises(LedgerError, match="'a' stands at entry 1 with another content"):
@@ -223,9 +221,7 @@ def test_the_head_rolled_back_with_its_entries_gone(tmp_path: Path) -> None:
 
 def test_an_old_entry_rewritten_is_found_in_the_bundle(tmp_path: Path) -> None:
     cases.create(tmp_path / "ledger.db").close()
-    change = (
-        "UPDATE entries SET record = CAST(replace(CAST(record AS TEXT), 'what causes', 'who causes') AS BLOB)"
-    )
+    change = "UPDATE entries SET record = CAST(replace(CAST(record AS TEXT), 'what causes', 'who causes') AS BLOB)"
     unguarded(tmp_path / "ledger.db", f"{change} WHERE position = 3")
     with (
         Log.open(cases.url(tmp_path / "ledger.db"), cases.LOG_KEY) as log,
@@ -302,9 +298,7 @@ def test_the_bundle_holds_what_another_process_has_written_since(tmp_path: Path)
         assert verify(export(reader), cases.policy()).size == 2
 
 
-def test_a_bundle_no_verifier_would_read_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_no_verifier_would_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("causaldao.ledger.bundle.MAX_BUNDLE_BYTES", 100)
     with cases.create(tmp_path / "ledger.db") as log, pytest.raises(LedgerError, match="reads at most"):
         export(log)

@@ -75,11 +75,7 @@ def test_no_changed_byte_goes_unseen(bundle: bytes, mutation: str) -> None:
     for _ in range(count(60, 200)):
         position, byte = draw.randrange(len(bundle)), bytes([draw.randrange(256)])
         if mutation == "flip":
-            changed = (
-                bundle[:position]
-                + bytes([bundle[position] ^ 1 << draw.randrange(8)])
-                + bundle[position + 1 :]
-            )
+            changed = bundle[:position] + bytes([bundle[position] ^ 1 << draw.randrange(8)]) + bundle[position + 1 :]
         elif mutation == "delete":
             changed = bundle[:position] + bundle[position + 1 :]
         else:
@@ -102,11 +98,7 @@ def test_no_changed_byte_is_placed_in_another_entry(bundle: bytes) -> None:
 @pytest.mark.parametrize("section", ["cosignatures", "format", "head", "origin", "payloads"])
 def test_a_changed_section_is_named(bundle: bytes, section: str) -> None:
     start = bundle.rfind(b'"%b":' % section.encode())
-    position = (
-        start
-        + len(section)
-        + (8 if section in ("format", "origin") else 20 if section != "cosignatures" else 4)
-    )
+    position = start + len(section) + (8 if section in ("format", "origin") else 20 if section != "cosignatures" else 4)
     message = refusal(bundle[:position] + bytes([bundle[position] ^ 1]) + bundle[position + 1 :])
     place = re.search(r"section (\w+), byte (\d+)", message)
     assert place, message
@@ -146,9 +138,7 @@ def test_entries_reordered(bundle: bytes) -> None:
 
 
 def test_an_entry_repeated(bundle: bytes) -> None:
-    message = refusal(
-        cases.reencode(bundle, lambda document: document["entries"].insert(5, document["entries"][4]))
-    )
+    message = refusal(cases.reencode(bundle, lambda document: document["entries"].insert(5, document["entries"][4])))
     assert "entry 5" in message
 
 
@@ -187,9 +177,7 @@ def test_a_head_that_was_not_signed(bundle: bytes, change: dict[str, Any]) -> No
     assert "section head" in refusal(cases.reencode(bundle, lambda document: document["head"].update(change)))
 
 
-@pytest.mark.parametrize(
-    ("change", "fault"), [({"size": 11}, "it is of 11 entries"), ({"root": "0" * 64}, "its root")]
-)
+@pytest.mark.parametrize(("change", "fault"), [({"size": 11}, "it is of 11 entries"), ({"root": "0" * 64}, "its root")])
 def test_a_head_that_was_signed_for_other_entries(bundle: bytes, change: dict[str, Any], fault: str) -> None:
     def fork(document: dict[str, Any]) -> None:
         head = document["head"]
@@ -236,9 +224,7 @@ def test_a_policy_with_another_log_key(bundle: bytes) -> None:
 
 
 def test_a_policy_for_another_origin(bundle: bytes) -> None:
-    text = cases.policy_text().replace(
-        cases.LOG_KEY.public.to_text(cases.ORIGIN), cases.LOG_KEY.public.to_text("o")
-    )
+    text = cases.policy_text().replace(cases.LOG_KEY.public.to_text(cases.ORIGIN), cases.LOG_KEY.public.to_text("o"))
     assert "section origin" in refusal(bundle, Policy.parse(text))
 
 
@@ -256,9 +242,7 @@ def test_a_quorum_that_no_cosigner_meets(bundle: bytes) -> None:
 
 
 def test_cosignatures_that_nobody_can_check(bundle: bytes) -> None:
-    message = refusal(
-        cases.reencode(bundle, lambda document: document["cosignatures"].append({"name": "ada"}))
-    )
+    message = refusal(cases.reencode(bundle, lambda document: document["cosignatures"].append({"name": "ada"})))
     assert "section cosignatures" in message
 
 
@@ -328,9 +312,7 @@ def test_a_rotated_key_replaces_the_old_one_from_its_index_on(tmp_path: Path) ->
 # Bytes
 
 
-def test_an_oversize_bundle_is_refused_before_it_is_parsed(
-    bundle: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_oversize_bundle_is_refused_before_it_is_parsed(bundle: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     def parsed(*_: object, **__: object) -> None:
         raise RuntimeError("it was parsed")
 
@@ -424,14 +406,10 @@ def test_sections_of_another_type(bundle: bytes, name: str, value: object) -> No
 def test_records_of_another_shape_even_when_signed(bundle: bytes, name: str, value: object) -> None:
     """A log that signs nonsense is refused too, in order and without an internal error."""
     if name in ("index", "previous"):
-        forged = cases.reencode(
-            bundle, lambda document: document["entries"][5]["record"].update({name: value})
-        )
+        forged = cases.reencode(bundle, lambda document: document["entries"][5]["record"].update({name: value}))
     else:
         change = {name: value}
-        forged = cases.rewrite(
-            bundle, cases.LOG_KEY, lambda document: document["entries"][5]["record"].update(change)
-        )
+        forged = cases.rewrite(bundle, cases.LOG_KEY, lambda document: document["entries"][5]["record"].update(change))
     refusal(forged)
 
 
@@ -507,9 +485,7 @@ def test_a_line_that_cannot_be_read_is_named(line: str) -> None:
         Policy.parse(cases.policy_text() + line)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "quorum 0", cases.policy_text() * 2, cases.policy_text().replace("quorum 0", "")]
-)
+@pytest.mark.parametrize("text", ["", "quorum 0", cases.policy_text() * 2, cases.policy_text().replace("quorum 0", "")])
 def test_a_policy_needs_one_log_and_one_quorum(text: str) -> None:
     with pytest.raises(ConfigurationError, match="exactly one"):
         Policy.parse(text)

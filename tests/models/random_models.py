@@ -16,9 +16,7 @@ def names(d: int) -> list[str]:
     return [f"v{i:02}" for i in range(d)]
 
 
-def weights(
-    rng: np.random.Generator, d: int, degree: float, low: float = 0.5, high: float = 1.5
-) -> np.ndarray:
+def weights(rng: np.random.Generator, d: int, degree: float, low: float = 0.5, high: float = 1.5) -> np.ndarray:
     """(d, d) of a random DAG in a random order: [i, j] is the weight of i -> j; ``degree`` is the mean."""
     order = rng.permutation(d)
     present = np.triu(rng.random((d, d)) < degree / max(d - 1, 1), k=1)

@@ -37,9 +37,7 @@ def evidence_of(rows: np.ndarray, half: float = 4.0, noise: float = 0.0) -> Evid
 def noisy(evidence: Evidence, sigma: float, rng: np.random.Generator) -> Evidence:
     """Symmetric noise on every cell, the count's too: sd sigma on the diagonal, sigma / √2 off it."""
     draw = rng.normal(scale=sigma, size=evidence.moments.shape)
-    return dataclasses.replace(
-        evidence, moments=evidence.moments + torch.from_numpy(draw + draw.T) / 2, noise=sigma
-    )
+    return dataclasses.replace(evidence, moments=evidence.moments + torch.from_numpy(draw + draw.T) / 2, noise=sigma)
 
 
 def ordinary_least_squares(rows: np.ndarray, y: int, columns: list[int]) -> tuple[float, float]:
@@ -59,9 +57,7 @@ def test_exact_evidence_gives_least_squares_on_the_rows(adjustment: tuple[str, .
     assert effect.estimate == pytest.approx(expected, rel=1e-9)
     assert effect.standard_error == pytest.approx(error, rel=1e-9)
     assert (effect.privacy_error, effect.sampling_error) == (0.0, effect.standard_error)
-    assert effect.interval == pytest.approx(
-        (expected - 1.959964 * error, expected + 1.959964 * error), rel=1e-6
-    )
+    assert effect.interval == pytest.approx((expected - 1.959964 * error, expected + 1.959964 * error), rel=1e-6)
 
 
 def test_the_unit_is_the_transformed_variable_not_the_scaled_one() -> None:
@@ -86,9 +82,7 @@ def test_the_privacy_error_is_the_spread_that_the_noise_causes() -> None:
     reported = float(np.mean([draw.privacy_error for draw in draws]))
     # The relative error of a standard deviation over 400 draws is 3.5 %.
     assert spread / reported == pytest.approx(1, abs=0.12)
-    assert np.mean([draw.estimate for draw in draws]) == pytest.approx(
-        truth.estimate, abs=0.15 * spread + 0.01
-    )
+    assert np.mean([draw.estimate for draw in draws]) == pytest.approx(truth.estimate, abs=0.15 * spread + 0.01)
     assert draws[0].privacy_error > truth.sampling_error  # noise decides here, or the test shows little
 
 
@@ -117,9 +111,7 @@ def test_parts_of_the_error_add_in_squares() -> None:
 def test_the_residual_vector_leaves_nothing_that_the_predictors_explain() -> None:
     evidence = evidence_of(rows_of(np.random.default_rng(6), 300))
     fit = least_squares(evidence, "y", ("t", "c"))
-    assert torch.allclose(
-        (evidence.moments @ fit.residual)[[0, 1, 2]], torch.zeros(3, dtype=torch.float64), atol=1e-9
-    )
+    assert torch.allclose((evidence.moments @ fit.residual)[[0, 1, 2]], torch.zeros(3, dtype=torch.float64), atol=1e-9)
     assert fit.residual_squares == pytest.approx(float(fit.residual @ evidence.moments @ fit.residual))
 
 
@@ -141,9 +133,7 @@ def test_the_influence_is_the_derivative_of_the_estimate_in_the_moments() -> Non
 def test_a_constant_treatment_is_refused_with_its_eigenvalue() -> None:
     rows = rows_of(np.random.default_rng(7), 300)
     rows[:, 1] = 2.0
-    with pytest.raises(
-        DataError, match=r"\(1, t, c\) are not positive definite: least eigenvalue .* per record"
-    ):
+    with pytest.raises(DataError, match=r"\(1, t, c\) are not positive definite: least eigenvalue .* per record"):
         average_effect(evidence_of(rows), "t", "y", ["c"])
 
 

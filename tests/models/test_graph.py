@@ -61,9 +61,7 @@ def test_equality_and_hash_do_not_depend_on_the_order_of_edges_or_nodes() -> Non
 
 
 def test_queries_on_a_graph_with_every_kind_of_edge() -> None:
-    graph = CausalGraph.pag(
-        {("a", "b"): "->", ("b", "c"): "--", ("d", "b"): ">>", ("e", "d"): "o>"}, nodes="edcba"
-    )
+    graph = CausalGraph.pag({("a", "b"): "->", ("b", "c"): "--", ("d", "b"): ">>", ("e", "d"): "o>"}, nodes="edcba")
     assert graph.directed == {("a", "b")}
     assert graph.undirected == {("b", "c")}
     assert graph.bidirected == {("b", "d")}

@@ -218,9 +218,7 @@ def test_a_pattern_without_a_member_is_refused() -> None:
         ("x", "y", ("q",), "no node q"),
     ],
 )
-def test_wrong_roles_are_named(
-    treatment: str, outcome: str, adjustment: tuple[str, ...], message: str
-) -> None:
+def test_wrong_roles_are_named(treatment: str, outcome: str, adjustment: tuple[str, ...], message: str) -> None:
     with pytest.raises(MisuseError, match=message):
         is_adjustment_set(CausalGraph.dag([("x", "y")]), treatment, outcome, adjustment)
 

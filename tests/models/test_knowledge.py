@@ -20,9 +20,7 @@ def test_what_is_allowed_follows_from_required_forbidden_and_tiers() -> None:
 
 
 def test_a_pair_is_excluded_only_if_neither_direction_is_allowed() -> None:
-    knowledge = Knowledge(
-        forbidden=frozenset({("a", "b"), ("b", "a"), ("young", "old")}), tiers={"young": 0, "old": 1}
-    )
+    knowledge = Knowledge(forbidden=frozenset({("a", "b"), ("b", "a"), ("young", "old")}), tiers={"young": 0, "old": 1})
     assert knowledge.adjacency_excluded("a", "b")
     assert knowledge.adjacency_excluded("old", "young"), "one direction is forbidden, the other against time"
     assert not knowledge.adjacency_excluded("a", "old")
@@ -84,9 +82,7 @@ def test_merge_joins_and_names_clashes() -> None:
 
 
 def test_toml_and_json_round_trips() -> None:
-    text = (
-        'required = [["smoking", "tar"]]\nforbidden = [["cancer", "age"]]\ntiers = { age = 0, cancer = 2 }\n'
-    )
+    text = 'required = [["smoking", "tar"]]\nforbidden = [["cancer", "age"]]\ntiers = { age = 0, cancer = 2 }\n'
     knowledge = Knowledge({("smoking", "tar")}, {("cancer", "age")}, {"age": 0, "cancer": 2})
     assert Knowledge.from_toml(text) == knowledge
     assert Knowledge.from_toml("[knowledge]\n" + text) == knowledge

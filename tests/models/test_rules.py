@@ -67,9 +67,7 @@ def test_the_graph_has_the_rules_at_offset_zero_and_all_names() -> None:
 
 
 def test_a_cycle_at_offset_zero_is_named_and_feedback_over_time_is_none() -> None:
-    feedback = RULES.add(CausalRule("cancer", "smoking", -0.5, offset=3)).add(
-        CausalRule("tar", "tar", 0.5, offset=1)
-    )
+    feedback = RULES.add(CausalRule("cancer", "smoking", -0.5, offset=3)).add(CausalRule("tar", "tar", 0.5, offset=1))
     assert feedback.to_graph() == RULES.to_graph()
     with pytest.raises(ConfigurationError, match=r"cycle: .*cancer -> smoking"):
         feedback.to_graph(lagged=True)

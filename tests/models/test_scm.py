@@ -146,9 +146,7 @@ def test_counterfactuals_are_abduction_action_and_prediction(kind: str, do: dict
 
 @pytest.mark.parametrize("do", INTERVENTIONS, ids=str)
 @pytest.mark.parametrize("kind", ["linear", "neural", "bent"])
-def test_what_does_not_descend_from_the_held_nodes_is_unchanged_to_the_bit(
-    kind: str, do: dict[str, float]
-) -> None:
+def test_what_does_not_descend_from_the_held_nodes_is_unchanged_to_the_bit(kind: str, do: dict[str, float]) -> None:
     model = {"linear": linear, "neural": neural, "bent": lambda: neural(bend=0.3)}[kind]()
     rows = some_rows()
     found = model.counterfactual(rows, do)
@@ -276,9 +274,7 @@ def test_a_bent_mechanism_is_learnt_better_than_by_a_line() -> None:
     a = rng.uniform(-1, 1, 600)
     rows = np.column_stack([a, np.cos(3 * a) + 0.1 * rng.normal(size=600)])
     x = np.column_stack([np.ones(600), rows])
-    line = LinearSCM.from_evidence(
-        Evidence(("a", "b"), torch.from_numpy(x.T @ x)), CausalGraph.dag([("a", "b")])
-    )
+    line = LinearSCM.from_evidence(Evidence(("a", "b"), torch.from_numpy(x.T @ x)), CausalGraph.dag([("a", "b")]))
     model = NeuralSCM.from_linear(line, generator=torch.Generator().manual_seed(0))
     batch = torch.from_numpy(rows)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.03)
@@ -288,13 +284,9 @@ def test_a_bent_mechanism_is_learnt_better_than_by_a_line() -> None:
         optimiser.step()
     residual = batch - model(batch).detach()
     assert residual[:, 1].std() < 0.3 * line.scale[1]
-    assert residual[:, 0].std() == pytest.approx(
-        float(line.scale[0]), rel=0.05
-    )  # a root stays a constant and noise
+    assert residual[:, 0].std() == pytest.approx(float(line.scale[0]), rel=0.05)  # a root stays a constant and noise
     effect = model.counterfactual(torch.tensor([[0.0, 1.0]]), {"a": 1.0})[0, 1]
-    assert float(effect) == pytest.approx(
-        np.cos(3), abs=0.25
-    )  # the line, nearly flat, would leave it at about 1
+    assert float(effect) == pytest.approx(np.cos(3), abs=0.25)  # the line, nearly flat, would leave it at about 1
 
 
 @pytest.mark.parametrize("model", [linear(), neural()], ids=["linear", "neural"])

@@ -60,12 +60,8 @@ def complaints(tmp_path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same study when the bad member's evidence never comes."""
-    away = Faults(
-        request=lambda m: (m.metadata.dst_node_id, m.metadata.message_type) != (NODE, KINDS["evidence"])
-    )
-    return simulate(
-        STUDY, small.table(), tmp_path_factory.mktemp("without") / "run", small.SETTING, faults=away
-    )
+    away = Faults(request=lambda m: (m.metadata.dst_node_id, m.metadata.message_type) != (NODE, KINDS["evidence"]))
+    return simulate(STUDY, small.table(), tmp_path_factory.mktemp("without") / "run", small.SETTING, faults=away)
 
 
 def on(kind: str, act: Callable[[Tensors], Tensors]) -> dict[str, Conduct]:
@@ -86,8 +82,7 @@ UNFIT: dict[str, Callable[[Tensors], Tensors]] = {
     "one entry more": lambda tensors: {name: np.append(array, array[:1]) for name, array in tensors.items()},
     "another name": lambda tensors: dict.fromkeys(["zzz"], *tensors.values()),
     "another type": lambda tensors: {
-        name: array.astype(np.int64 if array.dtype.kind == "f" else np.float64)
-        for name, array in tensors.items()
+        name: array.astype(np.int64 if array.dtype.kind == "f" else np.float64) for name, array in tensors.items()
     },
     "a failure": broken,
 }
@@ -130,9 +125,7 @@ EXTREMES = [0, np.iinfo(np.int64).max, np.iinfo(np.int64).min, 1, -1, 2**62, -(2
 
 
 @pytest.mark.parametrize("value", EXTREMES)
-def test_evidence_of_absurd_numbers_cannot_end_the_study(
-    value: int, tmp_path: Path, without: dict[str, Any]
-) -> None:
+def test_evidence_of_absurd_numbers_cannot_end_the_study(value: int, tmp_path: Path, without: dict[str, Any]) -> None:
     result = run(tmp_path, conducts=on("evidence", lambda t: {"moments": np.full_like(t["moments"], value)}))
     assert BAD not in result["pool"]["kept"]
     assert all(np.isfinite(e["estimate"]) for e in result["effects"])
@@ -142,9 +135,7 @@ def test_evidence_of_absurd_numbers_cannot_end_the_study(
 @pytest.mark.parametrize(
     ("kind", "value"), [("update", 3e38), ("update", -3e38), ("evaluation", 1e308), ("evaluation", -1e308)]
 )
-def test_finite_but_enormous_updates_and_losses_cannot_end_the_study(
-    kind: str, value: float, tmp_path: Path
-) -> None:
+def test_finite_but_enormous_updates_and_losses_cannot_end_the_study(kind: str, value: float, tmp_path: Path) -> None:
     result = run(tmp_path, conducts=on(kind, filled(value)))
     (entry,) = result["rounds"]
     assert 0 <= entry["loss"] <= STUDY.privacy.loss_bound
@@ -289,8 +280,7 @@ def test_a_second_content_in_one_slot_is_logged_with_both_exhibits_and_the_membe
     key = SigningKey.load(tmp_path / "run" / "nodes" / BAD / "key.pem").public
     roster = Roster("simulation", (Member(BAD, key),))
     first, second = (
-        roster.open(e.encode(), study=STUDY.hash, round=proof.body["round"], kind=kind)
-        for e in proof.body["exhibits"]
+        roster.open(e.encode(), study=STUDY.hash, round=proof.body["round"], kind=kind) for e in proof.body["exhibits"]
     )
     assert first.slot == second.slot
     assert first.content != second.content
@@ -303,9 +293,7 @@ def test_who_signed_two_contents_stays_out_though_that_step_was_aborted(tmp_path
     """Two others were away, so the ballots failed; when they are back, the proof still stands."""
     away = {1004, 1005}
     forger = Forger(tmp_path / "run", "ballot", True, lambda f, p: f.resigned(p, body=_voted(p, 5)))
-    faults = Faults(
-        lambda m: m.metadata.message_type != KINDS["ballot"] or m.metadata.dst_node_id not in away, forger
-    )
+    faults = Faults(lambda m: m.metadata.message_type != KINDS["ballot"] or m.metadata.dst_node_id not in away, forger)
     with pytest.raises(GuaranteeError):
         run(tmp_path, faults=faults)
     result = run(tmp_path, resume=True)

@@ -30,9 +30,7 @@ BOUND = {1000: "ann0", 1001: "bob0", 1002: "cat0"}
 App = Callable[[Message, Context], Any]
 
 
-def parcel(
-    name: str = "bob0", *, key: SigningKey | None = None, tensors: Any = None, **changed: Any
-) -> Parcel:
+def parcel(name: str = "bob0", *, key: SigningKey | None = None, tensors: Any = None, **changed: Any) -> Parcel:
     """A member's reply, with anything about it changed."""
     given: dict[str, Any] = {
         "federation": "fed",
@@ -52,9 +50,7 @@ def app(reply: Parcel) -> App:
     return lambda message, context: Message(to_records(reply), reply_to=message)
 
 
-def ask(
-    bob: App, faults: Faults | None = None, bound: Mapping[int, str] | None = BOUND, **options: Any
-) -> Replies:
+def ask(bob: App, faults: Faults | None = None, bound: Mapping[int, str] | None = BOUND, **options: Any) -> Replies:
     """Ask all three; ann0 and cat0 answer well."""
     apps: dict[str, Any] = {"ann0": app(parcel("ann0")), "bob0": bob, "cat0": app(parcel("cat0"))}
     grid = InlineGrid(apps, SimulatedClock(), faults or Faults())
@@ -80,9 +76,7 @@ def tampered(reply: Parcel, tensors: Mapping[str, Any]) -> Parcel:
 
 
 def records(message: Message, arrays: Mapping[str, Array], envelope: bytes) -> Message:
-    content = RecordDict(
-        {"causaldao": ConfigRecord({"envelope": envelope}), "tensors": ArrayRecord(dict(arrays))}
-    )
+    content = RecordDict({"causaldao": ConfigRecord({"envelope": envelope}), "tensors": ArrayRecord(dict(arrays))})
     return Message(content, reply_to=message)
 
 
@@ -216,9 +210,7 @@ def test_a_signed_refusal_names_its_member_and_its_code_only() -> None:
 @pytest.mark.parametrize("code", ["no such patient: Müller", 7, None, ["budget"], "x" * 33, ""])
 def test_a_refusals_code_has_no_room_for_text(code: Any) -> None:
     replies = ask(app(parcel(kind=REFUSAL + "update", body={"code": code}, tensors={})))
-    assert [(r.member, r.code, r.reason) for r in replies.rejected] == [
-        ("bob0", "error", "the node refused: error")
-    ]
+    assert [(r.member, r.code, r.reason) for r in replies.rejected] == [("bob0", "error", "the node refused: error")]
 
 
 def test_a_nodes_unsigned_word_is_attributed_to_its_node_only() -> None:
@@ -324,9 +316,7 @@ def test_the_steps_own_refusal_keeps_its_code() -> None:
         if statement.member == "bob0":
             raise ConfigurationError("not this")
 
-    assert [(r.code, r.reason) for r in ask(app(parcel()), check=check).rejected] == [
-        ("configuration", "not this")
-    ]
+    assert [(r.code, r.reason) for r in ask(app(parcel()), check=check).rejected] == [("configuration", "not this")]
 
 
 def test_asking_nobody_asks_nobody() -> None:

@@ -48,9 +48,7 @@ def options(point: str) -> dict[str, Any]:
     if what == "state":
         return {"on_state": lambda state: die() if state == where else None}
     if what == "draw":
-        return {
-            "conducts": {LAST: Conduct(tensors=lambda kind, tensors: die() if kind == where else tensors)}
-        }
+        return {"conducts": {LAST: Conduct(tensors=lambda kind, tensors: die() if kind == where else tensors)}}
     count = after(int(where))
     if what == "replies":
         return {"faults": Faults(replies=lambda messages: count(messages) or messages)}

@@ -71,8 +71,6 @@ def audited(out: Path) -> Audit:
 def debits(out: Path) -> dict[str, list[tuple[str, int, tuple[Any, ...]]]]:
     """By member: kind, round and cost of every line of its privacy journal."""
     return {
-        folder.name: [
-            (d.key.kind, d.key.round, d.spends) for d in Journal.open(folder / "journal.db").debits()
-        ]
+        folder.name: [(d.key.kind, d.key.round, d.spends) for d in Journal.open(folder / "journal.db").debits()]
         for folder in sorted((out / "nodes").iterdir())
     }

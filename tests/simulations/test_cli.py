@@ -68,9 +68,7 @@ def run(*arguments: Any) -> tuple[int, dict[str, Any]]:
 
 
 def simulate(study: Path, out: Path, *options: Any) -> tuple[int, dict[str, Any]]:
-    return run(
-        "simulate", study, "--data", study.with_name("table.csv"), "--members", 7, "--out", out, *options
-    )
+    return run("simulate", study, "--data", study.with_name("table.csv"), "--members", 7, "--out", out, *options)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +106,7 @@ def test_the_result_in_the_envelope_is_the_one_in_the_folder(finished: Path, stu
     assert code == 0
     written = json.loads((finished / "result.json").read_text())
     assert data["result"] == written
-    assert written["simulation"]["liars"] == [
-        m["name"] for m in written["members"] if m["status"] == "accused"
-    ]
+    assert written["simulation"]["liars"] == [m["name"] for m in written["members"] if m["status"] == "accused"]
 
 
 def test_people_get_a_summary_on_stdout_and_progress_on_stderr(study: Path, tmp_path: Path) -> None:
@@ -197,9 +193,7 @@ def test_a_study_that_is_neither_file_nor_scenario_names_the_scenarios(tmp_path:
 def test_a_mistyped_study_names_all_its_faults(study: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.toml"
     wrong.write_text(
-        STUDY.replace("epsilon = 40.0", "epsilon = 0")
-        .replace("faulty = 2", "faulti = 2")
-        .replace("deadline", "dead")
+        STUDY.replace("epsilon = 40.0", "epsilon = 0").replace("faulty = 2", "faulti = 2").replace("deadline", "dead")
     )
     for command in (["simulate", wrong, "--out", tmp_path / "run"], ["study", "check", wrong]):
         code, error = run(*command)

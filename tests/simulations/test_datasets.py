@@ -66,9 +66,7 @@ def test_a_missing_library_does_not_say_the_remedy(monkeypatch: pytest.MonkeyPat
         datasets.load("rand-hie")
 
 
-@pytest.mark.parametrize(
-    ("rows", "members", "ratio"), [(20190, 10, 4.0), (997, 7, 2.5), (100, 1, 4.0), (90, 3, 1.0)]
-)
+@pytest.mark.parametrize(("rows", "members", "ratio"), [(20190, 10, 4.0), (997, 7, 2.5), (100, 1, 4.0), (90, 3, 1.0)])
 def test_a_row_is_lost_or_dealt_twice(rows: int, members: int, ratio: float) -> None:
     frame = numbered(rows)
     parts = datasets.split(frame, members, ratio=ratio, generator=np.random.default_rng(1))

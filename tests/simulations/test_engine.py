@@ -140,9 +140,7 @@ def test_answers_from_all_cost_no_timeout() -> None:
 def test_pushed_messages_are_pulled_once() -> None:
     network = grid(None)
     with identity(1):
-        ids = list(
-            network.push_messages([network.create_message(content(2.0), "query.ping", 1000, "group", 60.0)])
-        )
+        ids = list(network.push_messages([network.create_message(content(2.0), "query.ping", 1000, "group", 60.0)]))
         assert len(list(network.pull_messages(ids))) == 1
         assert list(network.pull_messages(ids)) == []
 

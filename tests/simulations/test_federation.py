@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from causaldao.__main__ import app
 from causaldao.client.node import Conduct
-from causaldao.errors import ConfigurationError, DataError, GuaranteeError, IdentityError, MisuseError
+from causaldao.errors import ConfigurationError, DataError, GuaranteeError, IdentityError, LedgerError, MisuseError
+from causaldao.ledger.verify import Policy, verify
 from causaldao.server.progress import Event
 from causaldao.simulations.datasets import load, split
 from causaldao.simulations.engine import Faults
@@ -89,9 +93,7 @@ def test_a_finished_run_resumed_says_the_same_and_asks_nobody(uninterrupted: Pat
 
 def test_two_runs_of_one_seed_agree_and_another_seed_differs(uninterrupted: Path, tmp_path: Path) -> None:
     simulate(small.study(rounds=2), small.table(), tmp_path / "same", small.SETTING)
-    other = simulate(
-        small.study(training={"rounds": 0}), small.table(), tmp_path / "other", Setting(members=7, seed=1)
-    )
+    other = simulate(small.study(training={"rounds": 0}), small.table(), tmp_path / "other", Setting(members=7, seed=1))
     assert small.result_of(tmp_path / "same") == small.result_of(uninterrupted)
     assert other["effects"] != small.result_of(uninterrupted)["effects"]
 
@@ -165,9 +167,7 @@ def test_a_folder_in_use_a_folder_without_a_run_and_a_file_are_refused(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["../x", "Hospital", "", "a b"])
-def test_a_member_name_that_is_a_path_is_refused_before_anything_is_written(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_member_name_that_is_a_path_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
     data = {name: small.table(300), **{f"hospital-{k}": small.table(300, k) for k in range(6)}}
     with pytest.raises(IdentityError):
         simulate(small.study(), data, tmp_path / "out" / "run", small.SETTING)
@@ -215,16 +215,16 @@ def test_too_few_members_abort_at_the_deadline_by_name_and_the_run_resumes_when_
     kind: str, tmp_path: Path, uninterrupted: Path
 ) -> None:
     events, states = list[Event](), list[str]()
-    away = small.SETTING.names[2]
-    with pytest.raises(GuaranteeError, match="Only 6 of the 7") as caught:
+    away, *others = small.SETTING.names[2:5]
+    with pytest.raises(GuaranteeError, match="Only 4 of the 5") as caught:
         simulate(
             small.study(rounds=2), small.table(), tmp_path / "run", small.SETTING, progress=events.append,
-            on_state=states.append, faults=from_kind(kind, silent(away)),
+            on_state=states.append, faults=from_kind(kind, silent(away, *others)),
         )  # fmt: skip
     assert caught.value.exit_code == 13
     assert away in caught.value.message
     assert states[-1] == "aborted"
-    assert any("6 of 7 members, 7 needed" in event.message for event in events)
+    assert any("4 of 7 members, 5 needed" in event.message for event in events)
     assert any(away in event.message for event in events) or kind == "query.rollcall"
     simulate(small.study(rounds=2), small.table(), tmp_path / "run", small.SETTING, resume=True)
     result, whole = small.result_of(tmp_path / "run"), small.result_of(uninterrupted)
@@ -239,6 +239,18 @@ def test_too_few_members_abort_at_the_deadline_by_name_and_the_run_resumes_when_
     assert after.body["resumed_after"] == {"entry": aborted.index, "code": "guarantee"}
     assert any(line.kind == "complaint" and line.body["member"] == away for line in lines)
     assert not small.audited(tmp_path / "run").faults
+
+
+@pytest.mark.parametrize("kind", ["query.rollcall", "query.evidence", "query.ballot", "train", "evaluate"])
+def test_as_many_silent_members_as_may_be_faulty_stall_a_study(kind: str, tmp_path: Path) -> None:
+    """Seven members bear two faults, and silence is one: the two who fall silent are counted among them."""
+    away = small.SETTING.names[2:4]
+    out = tmp_path / "run"
+    faults = from_kind(kind, silent(*away))
+    result = simulate(small.study(rounds=2), small.table(), out, small.SETTING, faults=faults)
+    assert {small.status(result, name)[0] for name in away} == {"absent"}
+    assert len(result["rounds"]) == 2
+    assert small.audited(out).faults == []
 
 
 def test_a_member_lost_between_kill_and_resume_does_not_change_what_was_asked(tmp_path: Path) -> None:
@@ -283,9 +295,7 @@ def _rand_hie(rule: str | None, liars: int, seed: int, out: Path) -> dict[str, A
     """The demo without its training, which plays no part in who is accused and in the effect."""
     study = load_study(Path("rand-hie"), rule=rule).to_json()
     study["training"]["rounds"] = 0
-    return simulate(
-        type(small.study()).from_mapping(study), load("rand-hie"), out, Setting(10, liars, "forge", seed)
-    )
+    return simulate(type(small.study()).from_mapping(study), load("rand-hie"), out, Setting(10, liars, "forge", seed))
 
 
 @pytest.mark.parametrize("seed", range(count(2, 20)))
@@ -315,9 +325,65 @@ def test_on_real_data_without_liars_nobody_is_accused(seed: int, tmp_path: Path)
 def test_one_table_for_each_member_keeps_their_names_and_rows(tmp_path: Path) -> None:
     parts = split(small.table(1200), 4, generator=np.random.default_rng(0))
     names = ["north", "south", "east", "west"]
-    result = simulate(
-        small.study(faulty=0), dict(zip(names, parts, strict=True)), tmp_path / "run", Setting(members=4)
-    )
+    result = simulate(small.study(faulty=0), dict(zip(names, parts, strict=True)), tmp_path / "run", Setting(members=4))
     assert [member["name"] for member in result["members"]] == sorted(names)
     counts = result["pool"]["counts"]
     assert all(abs(counts[name] - len(part)) < 100 for name, part in zip(names, parts, strict=True))
+
+
+def test_a_ballot_that_does_not_follow_counts(tmp_path: Path) -> None:
+    """A liar that votes against every mark, whatever its own evidence says, is named at once and not counted."""
+    liar = small.SETTING.names[0]
+
+    def flip(body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "votes": dict.fromkeys(body["votes"], -1)}
+
+    conducts = {liar: Conduct(body=lambda kind, body: flip(dict(body)) if kind == "ballot" else body)}
+    result = simulate(small.study(), small.table(), tmp_path / "run", small.SETTING, conducts=conducts)
+    assert small.status(result, liar)[0] == "quarantined"
+    assert "does not follow" in small.status(result, liar)[1]
+    assert all(mark["oppose"] == 0 for mark in result["marks"])
+
+
+def test_updates_kept_in_the_ledger_are_not_audited(tmp_path: Path) -> None:
+    study = small.study(aggregation={"rule": "trimmed-mean"})
+    for keep in (False, True):
+        out = tmp_path / str(keep)
+        simulate(study, small.table(), out, small.SETTING, with_updates=keep)
+        found = small.audited(out)
+        assert found.faults == []
+        assert any("--with-updates" in line for line in found.unchecked) is not keep
+
+
+def test_a_changed_byte_of_a_real_bundle_verifies(tmp_path: Path) -> None:
+    """200 flips, deletions and insertions at random places of a run's own bundle, each caught and placed."""
+    out = tmp_path / "run"
+    simulate(small.study(), small.table(), out, small.SETTING)
+    bundle, policy = (out / "ledger.bundle").read_bytes(), Policy.parse((out / "policy").read_text())
+    rng = np.random.default_rng(0)
+    for k in range(count(40, 200)):
+        place, byte = int(rng.integers(len(bundle))), int(rng.integers(1, 256))
+        changed = {
+            0: bundle[:place] + bytes([bundle[place] ^ byte]) + bundle[place + 1 :],
+            1: bundle[:place] + bundle[place + 1 :],
+            2: bundle[:place] + bytes([byte]) + bundle[place:],
+        }[k % 3]
+        with pytest.raises(LedgerError, match=r"entry|section|whole file"):
+            verify(changed, policy)
+
+
+def test_the_plain_mean_and_too_many_accused_pass_without_a_word(tmp_path: Path) -> None:
+    mean = small.study(aggregation={"rule": "mean", "pool": "mean"})
+    result = simulate(mean, small.table(), tmp_path / "mean", small.SETTING)
+    assert any("plain mean" in warning for warning in result["warnings"])
+    assert simulate(small.study(), small.table(), tmp_path / "fine", small.SETTING)["warnings"] == []
+
+
+def test_a_simulated_node_cannot_be_asked_for_its_budget(tmp_path: Path) -> None:
+    study, out = small.study(), tmp_path / "run"
+    simulate(study, small.table(), out, small.SETTING)
+    node = out / "nodes" / small.SETTING.names[0]
+    found = CliRunner().invoke(app, ["node", "budget", str(node), "--json"])
+    data = json.loads(found.stdout)["data"]
+    assert (found.exit_code, data["dataset"]) == (0, study.name)
+    assert 0.9 * study.privacy.epsilon < data["spent"] <= study.privacy.epsilon

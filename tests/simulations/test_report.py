@@ -274,9 +274,7 @@ def test_a_hostile_string_runs_as_code() -> None:
 def test_the_page_asks_the_network_for_something() -> None:
     text, page = rendered(a_result())
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert not [
-        a for _, attributes in page.tags for a in attributes if a in {"src", "href"} or a.startswith("on")
-    ]
+    assert not [a for _, attributes in page.tags for a in attributes if a in {"src", "href"} or a.startswith("on")]
     assert "url(" not in text
     assert "@import" not in text
     assert "default-src 'none'" in text
@@ -362,9 +360,7 @@ def test_the_picture_leaves_something_out() -> None:
     root = ElementTree.fromstring(svg)
     titles = [title.text for title in root.iter(f"{_SVG}title")]
     assert set(_NODES) <= set(titles)
-    drawn = [
-        p for p in root.iter(f"{_SVG}path") if p.get("class") == "cg-line" and " C" in (p.get("d") or "")
-    ]
+    drawn = [p for p in root.iter(f"{_SVG}path") if p.get("class") == "cg-line" and " C" in (p.get("d") or "")]
     assert len(drawn) == len(_DIRECTED) + len(_UNDIRECTED) + 1
     assert {"treatment", "outcome", "struck: too many opposed", "direction not settled"} <= set(texts(svg))
     assert any(text.startswith("Contested: log_coinsurance → visits ← health_poor") for text in texts(svg))
@@ -401,11 +397,7 @@ def test_a_line_of_the_picture_runs_under_a_box() -> None:
     names = [f"v{i}" for i in range(10)]
     edges = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if (int(a[1:]) + int(b[1:])) % 3]
     svg = picture.draw(CausalGraph.dag(edges, nodes=tuple(names)), [])
-    lines = [
-        p.get("d") or ""
-        for p in ElementTree.fromstring(svg).iter(f"{_SVG}path")
-        if p.get("class") == "cg-line"
-    ]
+    lines = [p.get("d") or "" for p in ElementTree.fromstring(svg).iter(f"{_SVG}path") if p.get("class") == "cg-line"]
     for line in lines:
         ends = [(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", line.replace(",", " "))]
         for x, y in ends:

@@ -47,9 +47,7 @@ def test_good_data_at_the_bounds_have_no_problem() -> None:
 
 def test_every_problem_is_reported_at_once_with_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
-    path.write_text(
-        "Age,bmi,bmi,smoker,visits,dose\n1,2,3,0,1.5,0.5\n1,2,3,2,inf,\n1,2,3,yes,-3,7\n1,2,3,,x,0.5\n"
-    )
+    path.write_text("Age,bmi,bmi,smoker,visits,dose\n1,2,3,0,1.5,0.5\n1,2,3,2,inf,\n1,2,3,yes,-3,7\n1,2,3,,x,0.5\n")
     assert faults(read(path)) == {
         ("age", "the column is missing", (), 0),
         ("bmi", "the column is there 2 times", (), 0),
@@ -125,9 +123,7 @@ def test_conform_maps_any_record_into_the_bounds_and_leaves_good_ones() -> None:
 
 
 def test_conform_treats_each_record_alone() -> None:
-    frame = pd.DataFrame(
-        {name: pd.Series([value[0], "x", value[1]], dtype=object) for name, value in GOOD.items()}
-    )
+    frame = pd.DataFrame({name: pd.Series([value[0], "x", value[1]], dtype=object) for name, value in GOOD.items()})
     whole = conform(frame, DICTIONARY)
     for place in range(3):
         assert (conform(frame.iloc[[place]], DICTIONARY).to_numpy() == whole.iloc[[place]].to_numpy()).all()
@@ -142,7 +138,4 @@ def test_conform_refuses_a_table_that_lacks_a_column_or_has_it_twice() -> None:
 
 
 def test_a_problem_is_plain_text() -> None:
-    assert (
-        str(Problem("x", "no value", "numbers", "Drop it."))
-        == "column 'x': no value; expected numbers. Drop it."
-    )
+    assert str(Problem("x", "no value", "numbers", "Drop it.")) == "column 'x': no value; expected numbers. Drop it."

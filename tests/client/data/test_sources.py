@@ -82,9 +82,7 @@ def test_an_absent_file_and_an_unknown_suffix_name_their_remedy(tmp_path: Path) 
 
 
 def test_parquet_gives_the_same_table_as_csv(tmp_path: Path) -> None:
-    frame = pd.DataFrame(
-        {"a": [1, 2], "b": [True, False], "c": [0.5, None], "d": ["x", "y"], "e": ["1", "2"]}
-    )
+    frame = pd.DataFrame({"a": [1, 2], "b": [True, False], "c": [0.5, None], "d": ["x", "y"], "e": ["1", "2"]})
     frame.to_parquet(tmp_path / "data.parquet")
     read_back = read(tmp_path / "data.parquet")
     assert [str(kind) for kind in read_back.dtypes] == ["float64", "float64", "float64", "object", "float64"]

@@ -81,9 +81,7 @@ def test_the_closed_form_is_the_sum_of_clipped_per_record_gradients(
     expected = (each * (clip / lengths).clamp(max=1.0)[:, None]).sum(0)
     total, norms = clipped_gradient(network, batch, clip)
     torch.testing.assert_close(norms, lengths.double(), rtol=tolerance, atol=0)
-    assert float((total - expected).norm()) <= tolerance * float(expected.norm()) * (
-        1 if dtype == torch.float64 else 3
-    )
+    assert float((total - expected).norm()) <= tolerance * float(expected.norm()) * (1 if dtype == torch.float64 else 3)
 
 
 def test_units_are_a_change_of_parameters() -> None:
@@ -130,10 +128,7 @@ def _samples(layer: NodeLinear, inputs: list[Tensor], slopes: Tensor) -> dict[nn
 
 
 def _norms(layer: NodeLinear, inputs: list[Tensor], slopes: Tensor) -> dict[nn.Parameter, Tensor]:
-    return {
-        parameter: sample.flatten(1).norm(dim=1)
-        for parameter, sample in _samples(layer, inputs, slopes).items()
-    }
+    return {parameter: sample.flatten(1).norm(dim=1) for parameter, sample in _samples(layer, inputs, slopes).items()}
 
 
 def test_the_closed_form_is_what_opacus_computes() -> None:
@@ -220,9 +215,7 @@ def test_the_steps_are_those_of_dp_sgd_written_out() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 50])
-def test_steps_and_shapes_do_not_depend_on_the_number_of_records(
-    n: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_and_shapes_do_not_depend_on_the_number_of_records(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[int, ...]] = []
     normal = NoiseSource.normal
 
@@ -239,9 +232,7 @@ def test_steps_and_shapes_do_not_depend_on_the_number_of_records(
 
 def test_an_empty_sample_still_makes_a_noised_step() -> None:
     delta = private_steps(model(), rows(0), STEPS, NoiseSource.simulated(SEED))
-    scale = (
-        STEPS.learning_rate * STEPS.clip * STEPS.noise_multiplier * math.sqrt(STEPS.count) / STEPS.denominator
-    )
+    scale = STEPS.learning_rate * STEPS.clip * STEPS.noise_multiplier * math.sqrt(STEPS.count) / STEPS.denominator
     assert (delta != 0).all()
     assert float(delta.std()) == pytest.approx(scale, rel=0.25)
 

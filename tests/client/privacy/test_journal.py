@@ -78,9 +78,7 @@ def test_every_part_of_the_key_makes_another_release(journal: Journal) -> None:
     keys = [key(), key(1), key(study="b"), key(dataset="icu"), key(kind="train"), key(base="f00d")]
     for place, one in enumerate(keys):
         journal.release(one, EVIDENCE, AMPLE, AMPLE, lambda place=place: bytes([place]))  # type: ignore[misc]
-    assert [journal.release(one, EVIDENCE, AMPLE, AMPLE, never) for one in keys] == [
-        bytes([k]) for k in range(6)
-    ]
+    assert [journal.release(one, EVIDENCE, AMPLE, AMPLE, never) for one in keys] == [bytes([k]) for k in range(6)]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -127,9 +125,7 @@ def test_a_process_killed_while_drawing_leaves_a_journal_that_another_can_use(tm
         "draw = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
         "Journal.open(sys.argv[1]).release(key, [Spend(4.0)], cap, cap, draw)\n"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -signal.SIGKILL
-    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -signal.SIGKILL
     assert Journal.open(path).spent("ward", DELTA) == epsilon_of(EVIDENCE, DELTA)
 
 
@@ -179,10 +175,7 @@ def test_the_lifetime_cap_holds_over_studies_by_the_name_of_the_data_set(journal
         journal.release(key(study=study), EVIDENCE, AMPLE, lifetime, lambda: b"noisy")
     with pytest.raises(BudgetError, match="'ward' over its lifetime"):
         journal.release(key(study="e"), EVIDENCE, AMPLE, lifetime, never)
-    assert (
-        journal.release(key(study="e", dataset="icu"), EVIDENCE, AMPLE, lifetime, lambda: b"other")
-        == b"other"
-    )
+    assert journal.release(key(study="e", dataset="icu"), EVIDENCE, AMPLE, lifetime, lambda: b"other") == b"other"
     assert journal.spent("ward", DELTA, study="b") < journal.spent("ward", DELTA) == lifetime.epsilon
 
 
@@ -238,9 +231,7 @@ def test_epsilon_is_that_of_opacus_and_no_less_than_the_privacy_loss_distributio
     ours = journal.spent("ward", DELTA)
     assert ours == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-9)
     steps = SelfComposedDpEvent(PoissonSampledDpEvent(0.05, GaussianDpEvent(1.5)), 600)
-    exact = PLDAccountant(value_discretization_interval=1e-3).compose(
-        ComposedDpEvent([steps, GaussianDpEvent(4.0)])
-    )
+    exact = PLDAccountant(value_discretization_interval=1e-3).compose(ComposedDpEvent([steps, GaussianDpEvent(4.0)]))
     assert 0.5 * ours < exact.get_epsilon(DELTA) <= ours
 
 
@@ -271,9 +262,7 @@ def test_a_journal_in_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> N
         Journal.open(tmp_path / "absent" / "journal.db")
 
 
-@pytest.mark.parametrize(
-    ("epsilon", "delta"), [(0, 1e-5), (float("inf"), 1e-5), (float("nan"), 1e-5), (1, 0), (1, 1)]
-)
+@pytest.mark.parametrize(("epsilon", "delta"), [(0, 1e-5), (float("inf"), 1e-5), (float("nan"), 1e-5), (1, 0), (1, 1)])
 def test_a_cap_that_bounds_nothing_is_refused(epsilon: float, delta: float) -> None:
     with pytest.raises(ConfigurationError):
         Cap(epsilon, delta)

@@ -41,9 +41,7 @@ def chi_square(drawn: np.ndarray, variance: Fraction) -> float:
     return float(stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)
 
 
-@pytest.mark.parametrize(
-    "variance", [Fraction(1, 3), Fraction(1, 2), Fraction(4), Fraction(37, 2), Fraction(100)]
-)
+@pytest.mark.parametrize("variance", [Fraction(1, 3), Fraction(1, 2), Fraction(4), Fraction(37, 2), Fraction(100)])
 def test_small_noise_has_the_exact_discrete_gaussian_law(variance: Fraction) -> None:
     drawn = NoiseSource.simulated(SEED).discrete_gaussian(variance, DRAWS)
     assert chi_square(drawn, variance) > 1e-3
@@ -85,8 +83,7 @@ def test_big_denominators_take_the_big_integer_path_exactly() -> None:
 
 def test_the_same_seed_repeats_and_another_does_not() -> None:
     first, again, other = (
-        NoiseSource.simulated(seed).discrete_gaussian(Fraction(10**6), 100)
-        for seed in (SEED, SEED, SEED[::-1])
+        NoiseSource.simulated(seed).discrete_gaussian(Fraction(10**6), 100) for seed in (SEED, SEED, SEED[::-1])
     )
     assert (first == again).all()
     assert (first != other).any()

@@ -46,9 +46,7 @@ def adversarial(rng: np.random.Generator, rows: int) -> pd.DataFrame:
     )
     odd = rng.choice(ODD, (rows, 5))
     kind = rng.integers(0, 5, (rows, 1))
-    mixed = np.choose(
-        kind, [inside, beyond, corner, edge, np.where(rng.random((rows, 5)) < 0.5, odd, inside)]
-    )
+    mixed = np.choose(kind, [inside, beyond, corner, edge, np.where(rng.random((rows, 5)) < 0.5, odd, inside)])
     return pd.DataFrame(mixed, columns=NAMES)
 
 
@@ -57,9 +55,7 @@ def _direction(rng: np.random.Generator, rows: int) -> np.ndarray:
     return np.asarray(raw / np.linalg.norm(raw, axis=1, keepdims=True))
 
 
-@pytest.mark.parametrize(
-    ("clip", "lattice"), [(2.5, 1024), (6.0, 1024), (1.0001, 1024), (3.3, 16), (2.5, 65536)]
-)
+@pytest.mark.parametrize(("clip", "lattice"), [(2.5, 1024), (6.0, 1024), (1.0001, 1024), (3.3, 16), (2.5, 65536)])
 def test_no_record_weighs_more_than_the_sensitivity(clip: float, lattice: int) -> None:
     dictionary = Dictionary(VARIABLES, clip, lattice)
     frame = adversarial(np.random.default_rng(7), RECORDS // 5 if clip != 2.5 else RECORDS)
@@ -101,9 +97,7 @@ def test_noise_has_the_declared_variance_on_and_off_the_diagonal() -> None:
         NoiseSource.simulated(SEED),
         10**6,
     )
-    drawn = (
-        np.stack([release_evidence(frame, dictionary, sigma, source) - exact for _ in range(DRAWS)]) / sigma
-    )
+    drawn = np.stack([release_evidence(frame, dictionary, sigma, source) - exact for _ in range(DRAWS)]) / sigma
     diagonal = np.equal(*np.triu_indices(6))
     assert drawn[:, diagonal].var() == pytest.approx(1.0, rel=0.06)
     assert drawn[:, ~diagonal].var() == pytest.approx(0.5, rel=0.06)
@@ -125,9 +119,7 @@ def test_the_default_noise_is_fresh_entropy() -> None:
 
 def test_a_simulated_release_repeats() -> None:
     dictionary, frame = Dictionary(VARIABLES, 2.5), adversarial(np.random.default_rng(3), 9)
-    first, second = (
-        release_evidence(frame, dictionary, 10**6, NoiseSource.simulated(SEED)) for _ in range(2)
-    )
+    first, second = (release_evidence(frame, dictionary, 10**6, NoiseSource.simulated(SEED)) for _ in range(2))
     assert (first == second).all()
 
 

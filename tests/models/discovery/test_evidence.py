@@ -17,7 +17,11 @@ from tests.counts import count
 from tests.models.random_models import names, noisy, population, sample, weights
 
 DICTIONARY = Dictionary(
-    (Variable("age", "continuous", (0, 100)), Variable("sick", "binary", (0, 1)), Variable("visits", "count", (0, 77), transform="log1p")),
+    (
+        Variable("age", "continuous", (0, 100)),
+        Variable("sick", "binary", (0, 1)),
+        Variable("visits", "count", (0, 77), transform="log1p"),
+    ),
     clip=2.5,
 )
 
@@ -175,7 +179,8 @@ def test_a_variable_without_a_scale() -> None:
 
 
 @pytest.mark.parametrize(("frame", "words"), [
-    (pd.DataFrame({"age": [1.0]}), "missing"), (pd.DataFrame({"age": ["x"], "sick": [1], "visits": [1]}), "not a number"),
+    (pd.DataFrame({"age": [1.0]}), "missing"),
+    (pd.DataFrame({"age": ["x"], "sick": [1], "visits": [1]}), "not a number"),
     (pd.DataFrame({"age": [np.nan], "sick": [1], "visits": [1]}), "missing or infinite"),
     (pd.DataFrame({"age": [], "sick": [], "visits": []}), "no rows"),
 ])  # fmt: skip
@@ -190,7 +195,8 @@ def test_a_constant_column() -> None:
 
 
 @pytest.mark.parametrize("moments", [
-    torch.eye(2, dtype=torch.float64), torch.eye(3), torch.full((3, 3), torch.nan, dtype=torch.float64), -torch.eye(3, dtype=torch.float64),
+    torch.eye(2, dtype=torch.float64), torch.eye(3), torch.full((3, 3), torch.nan, dtype=torch.float64),
+    -torch.eye(3, dtype=torch.float64),
 ])  # fmt: skip
 def test_moments_that_are_none(moments: torch.Tensor) -> None:
     with pytest.raises((ConfigurationError, DataError)):

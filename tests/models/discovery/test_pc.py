@@ -55,9 +55,7 @@ def _reference(frame: pd.DataFrame, alpha: float) -> Any:
 
 def _skeleton(reference: Any, labels: list[str]) -> set[Pair]:
     marks = reference.G.graph
-    return {
-        (labels[i], labels[j]) for i, j in combinations(range(len(labels)), 2) if marks[i, j] or marks[j, i]
-    }
+    return {(labels[i], labels[j]) for i, j in combinations(range(len(labels)), 2) if marks[i, j] or marks[j, i]}
 
 
 def test_skeletons_and_colliders_are_those_of_causal_learn() -> None:
@@ -230,11 +228,7 @@ def test_misuse_is_told_with_the_choices() -> None:
 
 def test_discover_returns_the_graph_of_the_search() -> None:
     evidence = Evidence.from_data(_case(2))
-    assert (
-        discover(evidence, "pc", alpha=0.05)
-        == search(evidence, "pc", alpha=0.05).graph
-        == pc(evidence, 0.05).graph
-    )
+    assert discover(evidence, "pc", alpha=0.05) == search(evidence, "pc", alpha=0.05).graph == pc(evidence, 0.05).graph
 
 
 @pytest.mark.parametrize("d", [0, 1])
