@@ -12,7 +12,8 @@ OUT ?= runs/demo
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --constraint constraints.txt
+# setuptools warns of folders named like the package: here they are the package (CONTRIBUTING.md, import names)
+INSTALL := PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 

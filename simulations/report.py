@@ -18,7 +18,7 @@ from markupsafe import Markup
 from causaldao.errors import MisuseError
 
 _REQUIRED = ("study", "members", "marks", "effects", "ledger", "rounds", "seconds")
-_OPTIONAL = ("simulation", "privacy", "pool")
+_OPTIONAL = ("simulation", "privacy", "pool", "warnings")
 _MINUS = "\N{MINUS SIGN}"
 _STATES = {
     "ok": "counted",
@@ -70,11 +70,13 @@ def _answer(effect: Mapping[str, Any]) -> dict[str, Any]:
     low, high = effect["interval"]
     pooled = effect.get("pooled")
     return {
+        "bound": None,
+        "graph_implies_zero": False,
         **effect,
         "level": effect.get("level", 0.95),
         "figures": {
             key: _fixed(effect.get(key), decimals)
-            for key in ("estimate", "standard_error", "sampling_error", "privacy_error", "pooled")
+            for key in ("estimate", "standard_error", "sampling_error", "privacy_error", "pooled", "bound")
         },
         "low": _fixed(low, decimals),
         "high": _fixed(high, decimals),

@@ -443,3 +443,13 @@ def test_a_vote_on_an_unknown_variable_is_dropped_in_silence() -> None:
         picture.draw(a_pattern(), [a_mark("visits", "ghost")])
     with pytest.raises(ConfigurationError, match="no variable 'ghost'"):
         picture.draw(a_pattern(), [], outcome="ghost")
+
+
+def test_a_warning_or_the_bound_is_left_out() -> None:
+    result = copy.deepcopy(a_result())
+    result["warnings"] = ["The plain mean bears <b>no</b> liar."]
+    result["effects"][0] |= {"bound": 0.0234, "graph_implies_zero": True}
+    page = report.render(result, "<svg/>")
+    assert "The plain mean bears &lt;b&gt;no&lt;/b&gt; liar." in page
+    assert "0.023" in page
+    assert "no causal path between the two" in page
