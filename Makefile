@@ -48,7 +48,7 @@ clean:
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python {v[0]}.{v[1]} is not supported: set PYTHON to 3.11, 3.12 or 3.13, as in make demo PYTHON=python3.12")'
-	@echo "Setting up $(VENV): downloads about 0.5 GB, of which PyTorch's CPU wheel is 0.2 GB (see TORCH_INDEX in the Makefile), and takes 2 GB of disk."
+	@echo "Setting up $(VENV): downloads about 0.4 GB, of which PyTorch's CPU wheel is 0.2 GB (see TORCH_INDEX in the Makefile), and takes 2 GB of disk."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --quiet --upgrade "pip>=24"
 	@$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch

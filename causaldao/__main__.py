@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import NoReturn
 
 import click
 import typer
@@ -15,6 +15,8 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from causaldao import __version__
+from causaldao.console import Output
+from causaldao.errors import MisuseError
 
 # name: (module, attribute, one line of help)
 COMMANDS = {
@@ -85,9 +87,18 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
     """
 
 
-def main() -> Any:
-    """Run the command line."""
-    return app()
+def main() -> NoReturn:
+    """Run the command line; with --json a misuse is an envelope too."""
+    try:
+        status = app(standalone_mode=False)
+    except click.ClickException as error:
+        if "--json" in sys.argv:
+            Output(as_json=True).fail(MisuseError(error.format_message()))
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ from causaldao.study import Study
 RETRY_SECONDS = 5.0
 STATE = "study"
 ABORTED = "aborted"
+_TOLD_BY_ROUND = ("training", "evaluate")  # a complete round has a line of its own
 _NO_ABORT = (ConfigurationError, LedgerError)  # the study was not at fault, or the ledger cannot take the entry
 
 
@@ -412,8 +413,9 @@ class Coordinator:
             barred |= {equivocation.member for equivocation in replies.equivocations}
             self._note(kind, round, replies)
             self._note_lost(kind, round, [name for name in missing if name not in {*accepted, *barred, *self._nodes}])
-            message = f"{len(accepted)} of {len(wanted)} members, {needed} needed"
-            self.progress(Event(phase or kind, message, len(accepted), len(wanted)))
+            if phase not in _TOLD_BY_ROUND or len(accepted) < len(wanted):
+                message = f"{len(accepted)} of {len(wanted)} members, {needed} needed"
+                self.progress(Event(phase or kind, message, len(accepted), len(wanted)))
             if len(accepted) >= needed:
                 return {name: accepted[name] for name in sorted(accepted)}
             self._wait(kind, needed, accepted, wanted, began)

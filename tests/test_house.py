@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -151,3 +152,14 @@ def test_a_user_error_is_an_assert(path: Path) -> None:
     """Asserts are for types only; a file that leans on them is one where somebody forgot to raise."""
     asserts = sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     assert asserts <= 4
+
+
+def test_a_misuse_with_json_is_no_envelope() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "causaldao", "simulate", "--nope", "--json"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "misuse")
+    assert (
+        subprocess.run([sys.executable, "-m", "causaldao", "--version"], check=False, capture_output=True).returncode
+        == 0
+    )

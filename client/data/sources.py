@@ -34,7 +34,7 @@ def read(path: str | Path, *, text: Collection[str] = ()) -> pd.DataFrame:
             f"{path.name} has the suffix {path.suffix!r}, expected one of {', '.join(_READERS)}: export the table so."
         )
     if not path.is_file():
-        raise DataError(f"There is no data file {path}: check the path in the node's configuration.")
+        raise DataError(f"There is no data file {path}: check the path.")
     try:
         table = reader(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:

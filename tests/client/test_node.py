@@ -105,7 +105,7 @@ def training(member: Node) -> tuple[dict[str, Any], Any]:
     """Meta and tensors of the first model, from the node's own evidence."""
     triangle = member.answer(request("evidence")).tensors["moments"]
     evidence = {"north": Evidence.from_release(triangle, STUDY.dictionary, plan(STUDY).sigma)}
-    pooled = decide_pool(replace_pool(STUDY), evidence)
+    pooled = decide_pool(replace_pool(STUDY), evidence, len(evidence))
     dag = decide_proposal(STUDY, pooled).pattern
     from causaldao.models.pattern import extension
 
