@@ -74,7 +74,7 @@ def decide_adoption(study: Study, proposal: Proposal, ballots: Mapping[str, Ball
 
 
 def estimate_effects(
-    study: Study, pooled: Evidence, consensus: Consensus, bounds: Sequence[float]
+    study: Study, pooled: Evidence, consensus: Consensus, bounds: Sequence[float | None]
 ) -> list[dict[str, Any]]:
     """The study's effects from the pooled evidence, in natural units; no further privacy is spent.
 

@@ -14,6 +14,8 @@ Guarantee. Let A be the gradient of a question's answer at the pool S = Σ w_k S
 has |⟨A, S_k - S⟩| ≤ (1 - w_k)·c·s_k, with c the critical value and s_k the standard deviation of its difference from
 the other kept. So f such liars L, whatever they agree on, move the answer from that of the honest kept, to first order,
 by at most c·Σ_L w_k (1 - w_k) s_k / (1 - Σ_L w_k); `Pool.bounds` is its value at the f largest terms and weights.
+Second order is left out: against liars at the very edge it came to a fifth of the bound with 500 noisy records a site,
+to a twentieth with 2,000.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor
 
 from causaldao.aggregation.rules import krum_scores, require
-from causaldao.errors import MisuseError
+from causaldao.errors import DataError, MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.effects import influence
 
@@ -61,7 +63,8 @@ class Pool:
 
     ``distances`` are Krum scores in noise units per entry (about 1 for honest sites), ``deviations`` the largest
     standardised deviation of each site from the others, ``critical`` the value above which it is an accusation,
-    ``bounds`` how far f unaccused liars can move each question's answer (natural units).
+    ``bounds`` how far f unaccused liars can move each question's answer (natural units), None for one that is too noisy
+    to be answered.
     """
 
     evidence: Evidence
@@ -74,7 +77,7 @@ class Pool:
     kept: tuple[str, ...]
     excluded: tuple[str, ...]
     accused: tuple[str, ...]
-    bounds: tuple[float, ...] = ()
+    bounds: tuple[float | None, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -218,13 +221,18 @@ class _Sites:
 
     def compare(
         self, weights: Tensor, pooled: Evidence, settings: Settings, critical: float
-    ) -> tuple[Tensor, tuple[float, ...]]:
+    ) -> tuple[Tensor, tuple[float | None, ...]]:
         """Largest standardised deviation of each site from the kept others, and the bound for each question."""
         r, c = self.upper
         values, variance = self.moments[:, r, c], self.variance[:, r, c]
-        largest, bounds = self._against_others(values, variance, weights)[0], []
+        largest = self._against_others(values, variance, weights)[0]
+        bounds: list[float | None] = []
         for question in settings.questions:
-            answer = influence(pooled, question.treatment, question.outcome, question.adjustment)
+            try:
+                answer = influence(pooled, question.treatment, question.outcome, question.adjustment)
+            except DataError:  # too noisy to be answered, so there is no answer to protect
+                bounds.append(None)
+                continue
             gradient = answer.gradient * pooled.count
             scores = (gradient * self.moments).sum(dim=(1, 2))[:, None]
             spread = self._answer_variance(answer.variance_per_record, gradient)[:, None]
