@@ -32,6 +32,7 @@ from causaldao.decisions import (
     decide_proposal,
     estimate_effects,
     first_model,
+    moved,
     update_size,
 )
 from causaldao.errors import CausalDAOError, Finding
@@ -39,7 +40,7 @@ from causaldao.ledger.verify import Line, Report
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
 from causaldao.pool import Pool
-from causaldao.signing import Statement, digest, peek
+from causaldao.signing import Statement, Tensors, digest, peek
 from causaldao.study import Study
 
 TOLERANCE = 1e-6  # relative: linear algebra of another machine may differ in the last digits, a decision may not
@@ -115,6 +116,7 @@ class _Case:
 
     report: Report
     last: int = 0
+    model: Tensors | None = None  # as recomputed so far; None once it cannot be told from rounding
 
     def lines(self, kind: str) -> Iterator[Line]:
         for line in self.report.entries:
@@ -385,16 +387,27 @@ def _aggregates(case: _Case, result: Audit) -> None:
         for wrong in _aggregate_faults(case, line, model):
             result.faults.append(Fault(line.index, f"the aggregate of round {line.body['round']} {wrong}"))
         model = line.body["result"]
-        rule = RULES[line.body["rule"]]
-        if rule.weigh is None and _updates(case, line) is None:
-            result.unchecked.append(
-                f"aggregate of round {line.body['round']}: {rule.name} needs the updates (--with-updates)"
-            )
-        else:
-            result.checked.append(f"aggregate of round {line.body['round']}")
+        _result(case, line, result)
     released = case.one("release")
     if released is not None and model is not None and released.body["model"] != model:
         result.faults.append(Fault(released.index, "the released model is not the result of the last aggregate"))
+
+
+def _result(case: _Case, line: Line, result: Audit) -> None:
+    """How far an aggregate could be followed: to its weights, or with the updates to the model that came of it."""
+    what, rule, updates = f"aggregate of round {line.body['round']}", RULES[line.body["rule"]], _updates(case, line)
+    if updates is None:
+        case.model = None
+        needs = f"{what}: {rule.name} needs the updates (--with-updates)"
+        (result.unchecked if rule.weigh is None else result.checked).append(needs if rule.weigh is None else what)
+        return
+    if case.model is not None:
+        case.model = moved(case.model, aggregate(updates, rule, line.body["faulty"]).vector)
+    if case.model is not None and digest(case.model) == line.body["result"]:
+        result.checked.append(f"{what}, from the updates to the model")
+        return
+    case.model = None
+    result.unchecked.append(f"{what}: the model that came of it has another digest, by rounding elsewhere or by design")
 
 
 def _start(case: _Case, line: Line, result: Audit) -> None:
@@ -406,7 +419,9 @@ def _start(case: _Case, line: Line, result: Audit) -> None:
     if adopted is None:
         return
     dag = CausalGraph.from_json(adopted.body["consensus"]["dag"])
-    if line.body["base"] == digest(first_model(case.given, case.pool.evidence, dag).state()[0]):
+    first = first_model(case.given, case.pool.evidence, dag).state()[0]
+    if line.body["base"] == digest(first):
+        case.model = first
         result.checked.append("the model that training starts from")
     else:
         result.unchecked.append(
@@ -462,6 +477,10 @@ def _losses(case: _Case, result: Audit) -> None:
             for line, _ in words.values()
         ]
         expected = float(np.clip(np.median(values), 0.0, case.given.privacy.loss_bound)) if values else None
+        needed = answers_needed(case.given, len(case.report.members))
+        if len(words) < needed:
+            what = f"the loss of round {state.body['round']} rests on {len(words)} members; {needed} are needed"
+            result.faults.append(Fault(state.index, what))
         if _differences(state.body["loss"], expected):
             what = f"the loss of round {state.body['round']} is {state.body['loss']!r}, the members' give {expected!r}"
             result.faults.append(Fault(state.index, what))

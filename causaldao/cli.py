@@ -9,7 +9,7 @@ import typer
 
 from causaldao.console import command
 
-audit_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+audit_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 @audit_app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from causaldao.aggregation.rules import RULES, faults_left
@@ -63,7 +64,7 @@ def decide_proposal(study: Study, pooled: Pool) -> Proposal:
     spec = study.discovery
     options: dict[str, Any] = {"alpha": spec.alpha}
     if spec.method == "boss":
-        options = {"restarts": spec.restarts, **({} if spec.penalty is None else {"penalty": spec.penalty})}
+        options = {"restarts": spec.restarts, "penalty": spec.penalty}
     return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), **options)
 
 
@@ -94,7 +95,9 @@ def _estimates(spec: EffectSpec, pooled: Evidence, consensus: Consensus) -> tupl
     if spec.adjustment != "auto":
         return (average_effect(pooled, spec.treatment, spec.outcome, spec.adjustment),)
     found = effect_set(pooled, consensus.pattern, spec.treatment, spec.outcome)
-    return tuple(doubted(effect, pooled, consensus.dag) if effect.implied else effect for effect in found)
+    if len(found) == 1 and found[0].implied:  # no graph of the class has a causal path
+        return (doubted(found[0], pooled, consensus.dag),)
+    return found
 
 
 def _effect_json(study: Study, effect: Effect) -> dict[str, Any]:
@@ -134,3 +137,14 @@ def update_size(study: Study) -> int:
     """The number of entries of an update: public, from the study alone."""
     d, hidden = len(study.names), study.training.hidden
     return d * (d + 1) + d * hidden * (d + 1) + d * (hidden + 1)
+
+
+def moved(model: Tensors, change: torch.Tensor) -> Tensors:
+    """The model with the aggregated change added to its parameters, in the order in which members flattened theirs."""
+    result, start = dict(model), 0
+    for name, shape in model_shapes(model).items():
+        size = int(np.prod(shape))
+        part = change[start : start + size].reshape(shape).numpy()
+        result[name] = (model[name].astype(np.float64) + part).astype(np.float32)
+        start += size
+    return result

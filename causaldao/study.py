@@ -62,7 +62,7 @@ class DiscoverySpec(_Table):
     clip: Annotated[float, Field(gt=1)] | None = None
     lattice: Annotated[int, Field(ge=16, le=65536)] = 1024
     restarts: Annotated[int, Field(ge=1, le=1000)] = 12
-    penalty: Annotated[float, Field(gt=0)] | None = None
+    penalty: Annotated[float, Field(gt=0)] = 2.0
     alpha: Fraction = 0.01
 
 
@@ -182,6 +182,7 @@ class Study(_Table):
     def to_json(self) -> dict[str, Any]:
         """The JSON form that is hashed: validated, defaults filled in."""
         value: dict[str, Any] = self.model_dump(mode="json")
+        value["discovery"]["clip"] = self.dictionary.clip
         return value
 
     @cached_property

@@ -10,7 +10,7 @@ import typer
 
 from causaldao.console import command
 
-node_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+node_app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")]
 Folder = Annotated[Path, typer.Argument(help="The node's folder, with its node.toml.")]

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from causaldao.models.graph import CausalGraph
     from causaldao.models.scm import NeuralSCM
 
-discover_app = typer.Typer(add_completion=False, rich_markup_mode=None)
-effect_app = typer.Typer(add_completion=False, rich_markup_mode=None)
-do_app = typer.Typer(add_completion=False, rich_markup_mode=None)
-counterfactual_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+discover_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+effect_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+do_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+counterfactual_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 _MAX_SAMPLES = 10_000_000
 
@@ -156,7 +156,7 @@ def _effect_notes(found: list[dict[str, Any]], source: Path, graph: Path | None)
             "note: nothing was adjusted for, so this is an association; it is an effect only if the treatment was "
             "drawn by lot. Give --graph to adjust."
         )
-    if any(effect.get("graph_implies_zero") for effect in found):
+    if len(found) == 1 and found[0].get("graph_implies_zero"):
         notes.append(
             "note: the graph has no causal path from treatment to outcome, which would make the effect zero; "
             "the number is what the evidence gives, adjusted for the treatment's causes. "
@@ -207,7 +207,9 @@ def _table_effects(source: Path, graph: Path | None, treatment: str, outcome: st
     pattern = _graph(graph)
     dag, _ = nearest_extension(pattern)
     found = effect_set(evidence, pattern, treatment, outcome)
-    return [_effect(doubted(effect, evidence, dag) if effect.implied else effect) for effect in found]
+    if len(found) == 1 and found[0].implied:  # no graph of the class has a causal path
+        found = (doubted(found[0], evidence, dag),)
+    return [_effect(effect) for effect in found]
 
 
 def _graph(path: Path) -> CausalGraph:
@@ -239,7 +241,15 @@ def _run_effects(run: Path, treatment: str, outcome: str) -> list[dict[str, Any]
 def _model(run: Path) -> NeuralSCM:
     from causaldao.models.scm import NeuralSCM
 
-    return NeuralSCM.load(run / "model.safetensors")
+    path = run / "model.safetensors"
+    if not path.is_file():
+        why = (
+            "its study trained none (rounds = 0)"
+            if (run / "result.json").is_file()
+            else "it is not the folder of a run"
+        )
+        raise MisuseError(f"There is no model in {run}: {why}.")
+    return NeuralSCM.load(path)
 
 
 def _assignments(texts: list[str]) -> dict[str, float]:

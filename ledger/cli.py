@@ -10,7 +10,9 @@ import typer
 if TYPE_CHECKING:
     from causaldao.ledger.verify import Line, Report
 
-app = typer.Typer(help="Verify, read and export a ledger.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False, rich_markup_mode="rich", help="Verify, read and export a ledger.", no_args_is_help=True
+)
 
 Bundle = Annotated[Path, typer.Argument(help="The bundle file.", metavar="BUNDLE")]
 PolicyFile = Annotated[

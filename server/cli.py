@@ -9,7 +9,7 @@ import typer
 
 from causaldao.console import command
 
-study_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+study_app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=True)
 
 
 @study_app.callback()

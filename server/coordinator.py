@@ -30,7 +30,7 @@ from causaldao.decisions import (
     decide_proposal,
     estimate_effects,
     first_model,
-    model_shapes,
+    moved,
     update_size,
 )
 from causaldao.errors import CausalDAOError, ConfigurationError, GuaranteeError, IdentityError, LedgerError
@@ -274,7 +274,7 @@ class Coordinator:
         rule, members = self.study.aggregation.rule, len(self.roster.members)
         faulty = faults_left(rule, members, self.study.consensus.faulty, len(names))
         result = aggregate(stack, rule, faulty)
-        changed = _moved(model, result.vector)
+        changed = moved(model, result.vector)
         excluded = [names[k] for k in result.excluded]
         entries = [self._spoken("update", accepted[name], keep=self.keep_updates) for name in names]
         entries += self._spends("update", number, names, _given(plan(self.study).training))
@@ -571,17 +571,6 @@ class Coordinator:
                 self._first_model().state()[0] if saved is None else Parcel.unpack(base64.b64decode(saved)).tensors
             )
         return self._model
-
-
-def _moved(model: Tensors, change: torch.Tensor) -> Tensors:
-    """The model with the aggregated change added to its parameters, in the order in which members flattened theirs."""
-    moved, start = dict(model), 0
-    for name, shape in model_shapes(model).items():
-        size = int(np.prod(shape))
-        part = change[start : start + size].reshape(shape).numpy()
-        moved[name] = (model[name].astype(np.float64) + part).astype(np.float32)
-        start += size
-    return moved
 
 
 def _given(spend: Spend | None) -> Spend:

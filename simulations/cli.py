@@ -12,8 +12,8 @@ from causaldao.console import command
 if TYPE_CHECKING:
     import pandas as pd
 
-simulate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
-bench_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+simulate_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+bench_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")]
 

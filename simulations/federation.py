@@ -287,6 +287,11 @@ def _warnings(study: Study, state: State) -> list[str]:
     warnings = []
     if study.aggregation.pool == "mean" or study.aggregation.rule == "mean":
         warnings.append("The plain mean bears no liar at all: one forged table or update can turn the result.")
+    if state.pool["faulty"] < faulty:
+        warnings.append(
+            f"{faulty - state.pool['faulty']} members gave no evidence and are counted among the {faulty} that may be "
+            f"faulty: of those who did, {state.pool['faulty']} liars are borne."
+        )
     if len(accused) > faulty:
         warnings.append(
             f"{len(accused)} members are accused, more than faulty = {faulty}: the guarantee does not hold. Either "
