@@ -23,7 +23,7 @@ import torch
 
 from causaldao.aggregation import RULES, aggregate, weights_from_gram
 from causaldao.aggregation.rules import faults_left, require
-from causaldao.ballots import Ballot, Proposal, marks_of, recheck
+from causaldao.ballots import Ballot, Mark, Proposal, marks_of, recheck
 from causaldao.budget import plan
 from causaldao.decisions import (
     answers_needed,
@@ -241,27 +241,54 @@ def _people(case: _Case, result: Audit) -> None:
     if list(called.body["present"]) != present:
         what = f"the roll call says {list(called.body['present'])}, but {present} signed it"
         result.faults.append(Fault(called.index, what))
+    for name in case.report.unadmitted:
+        result.unchecked.append(f"why {name}, whom the policy names, was never admitted: ask {name}")
     voted = case.one("study.ballots")
-    least = answers_needed(case.given, len(case.report.members))
+    _enough(case, result, "rollcall", 0, called, set(present), set(case.report.members))
     allowed = set(present)
-    for kind, needed in (("evidence", least), ("ballot", least), ("update", 0), ("evaluation", 0)):
-        words = case.words(kind)
+    for kind, round, decided in _answered(case):
+        words = case.words(kind, round)
         for line, said in words.values():
             if said.member not in allowed:
                 result.faults.append(
                     Fault(line.index, f"{said.member} gives {kind}, but had no part in what came before")
                 )
-        decided = case.one({"evidence": "pool", "ballot": "adopt"}.get(kind, "genesis"))
-        if decided is not None and len(words) < needed:
-            what = f"it rests on {kind} of {len(words)} members; {needed} are needed of {len(case.report.members)}"
-            result.faults.append(Fault(decided.index, what))
-        if decided is not None and needed:
-            _silent(case, result, kind, sorted(allowed - set(words)))
+        _enough(case, result, kind, round, decided, set(words), allowed)
         allowed = set(words) if kind == "evidence" else allowed
     if voted is not None and list(voted.body["voters"]) != sorted(case.words("ballot")):
         what = f"it says that {list(voted.body['voters'])} voted, but the ballots are of {sorted(case.words('ballot'))}"
         result.faults.append(Fault(voted.index, what))
     result.checked.append(f"roll call of {len(present)} members, and who spoke after it")
+
+
+def _answered(case: _Case) -> Iterator[tuple[str, int, Line]]:
+    """Each question after the roll call that a decision rests on: kind, round, and the entry of the decision."""
+    for kind, decision in (("evidence", "pool"), ("ballot", "adopt")):
+        line = case.one(decision)
+        if line is not None:
+            yield kind, 0, line
+    for kind, decision in (("update", "aggregate"), ("evaluation", "study.training")):
+        for line in list(case.lines(decision)):
+            yield kind, int(line.body["round"]), line
+
+
+def _enough(case: _Case, result: Audit, kind: str, round: int, decided: Line, spoke: set[str], asked: set[str]) -> None:
+    """Enough members answered, and of each that did not a complaint says why; else its silence is the coordinator's."""
+    needed, members = answers_needed(case.given, len(case.report.members)), len(case.report.members)
+    if len(spoke) < needed:
+        what = f"it rests on {kind} of {len(spoke)} members; {needed} are needed of {members}"
+        result.faults.append(Fault(decided.index, what))
+    complaints = {
+        line.body["member"]
+        for line in case.lines("complaint")
+        if (line.body["kind"], line.body["round"]) == (kind, round)
+    }
+    named = complaints | {line.body["member"] for line in case.lines("equivocation")}
+    for member in sorted(asked - spoke - named):
+        result.unchecked.append(
+            f"why there is no {kind} of {member} in round {round}: no complaint says so; ask {member}"
+        )
+    case.last = decided.index
 
 
 def _approvals(case: _Case, result: Audit) -> list[str]:
@@ -275,14 +302,6 @@ def _approvals(case: _Case, result: Audit) -> list[str]:
             )
         present.append(said.member)
     return sorted(present)
-
-
-def _silent(case: _Case, result: Audit, kind: str, missing: list[str]) -> None:
-    complaints = {line.body["member"] for line in case.lines("complaint") if line.body["kind"] == kind}
-    named = complaints | {line.body["member"] for line in case.lines("equivocation")}
-    for member in missing:
-        if member not in named:
-            result.unchecked.append(f"why there is no {kind} of {member}: no complaint says so; ask {member}")
 
 
 def _budget(case: _Case, result: Audit) -> None:
@@ -326,10 +345,12 @@ def _proposal(case: _Case, result: Audit) -> None:
     if line is None:
         return
     expected = decide_proposal(case.given, case.pool)
-    if expected.near_ties:
-        result.unchecked.append(f"proposal: its pattern is taken as recorded, for {len(expected.near_ties)} near-ties")
-        assert case.proposal is not None
-        pattern = case.proposal.pattern
+    assert case.proposal is not None
+    pattern, ties = case.proposal.pattern, set(expected.near_ties)
+    differing = {Mark(pair).key for pair in pattern.skeleton() ^ expected.pattern.skeleton()}
+    if differing and differing <= ties:
+        what = f"proposal: whether {', '.join(sorted(differing))} hangs on less than 1e-6, and is taken as recorded"
+        result.unchecked.append(what)
         expected = Proposal(pattern, marks_of(pattern, case.pool.evidence), expected.near_ties)
     else:
         result.checked.append("proposal by discovery in the pool")
@@ -366,13 +387,18 @@ def _adoption(case: _Case, result: Audit) -> None:
     effects = estimate_effects(case.given, case.pool.evidence, consensus, case.pool.bounds)
     result.checked.append("adoption by the ballots, and the effects")
     case.last = line.index
-    for what, recorded, expected in (
-        ("adoption does not follow from the ballots", line.body["consensus"], consensus.to_json()),
-        ("effects do not follow from the pool", line.body["effects"], effects),
-    ):
-        wrong = _differences(recorded, expected)
+    wrong = _differences(line.body["consensus"], consensus.to_json())
+    if wrong:
+        result.faults.append(Fault(line.index, f"the adoption does not follow from the ballots: {wrong}"))
+    if len(line.body["effects"]) != len(effects):
+        result.faults.append(
+            Fault(line.index, f"it has {len(line.body['effects'])} effects, the pool gives {len(effects)}")
+        )
+    for recorded, expected in zip(line.body["effects"], effects, strict=False):
+        # an effect may be small in its units: what counts as zero is measured by its own standard error
+        wrong = _differences(recorded, expected, rounding=ROUNDING * (expected["standard_error"] or 1.0))
         if wrong:
-            result.faults.append(Fault(line.index, f"the {what}: {wrong}"))
+            result.faults.append(Fault(line.index, f"the effects do not follow from the pool: {wrong}"))
     released = case.one("release")
     if released is not None and released.body["dag"] != line.body["consensus"]["dag"]:
         result.faults.append(Fault(released.index, "the released graph is not the adopted one"))
@@ -446,6 +472,11 @@ def _aggregate_faults(case: _Case, line: Line, before: str | None) -> Iterator[s
     for member, (_, update) in sorted(said.items()):
         if update.body.get("base") != body["base"]:
             yield f"uses an update that {member} made against another model"
+    updates = _updates(case, line)
+    if updates is not None:
+        for member, row in zip(sorted(said), updates.double().norm(dim=1).tolist(), strict=True):
+            if _differences(said[member][0].body["norm"], row):
+                yield f"has an update of {member} under another norm than its own"
     yield from _weight_faults(case, line)
 
 
@@ -477,10 +508,6 @@ def _losses(case: _Case, result: Audit) -> None:
             for line, _ in words.values()
         ]
         expected = float(np.clip(np.median(values), 0.0, case.given.privacy.loss_bound)) if values else None
-        needed = answers_needed(case.given, len(case.report.members))
-        if len(words) < needed:
-            what = f"the loss of round {state.body['round']} rests on {len(words)} members; {needed} are needed"
-            result.faults.append(Fault(state.index, what))
         if _differences(state.body["loss"], expected):
             what = f"the loss of round {state.body['round']} is {state.body['loss']!r}, the members' give {expected!r}"
             result.faults.append(Fault(state.index, what))
@@ -504,16 +531,17 @@ def _updates(case: _Case, line: Line) -> torch.Tensor | None:
     return torch.from_numpy(np.stack([row for row in rows if row is not None]).copy())
 
 
-def _differences(recorded: Any, expected: Any, path: str = "") -> str:
+def _differences(recorded: Any, expected: Any, path: str = "", rounding: float = ROUNDING) -> str:
     """Where two JSON values differ beyond the tolerance of floating point; "" if they do not."""
     finders: dict[type, Callable[[], Iterator[str]]] = {
-        dict: lambda: (_differences(recorded.get(k), v, f"{path}.{k}") for k, v in expected.items()),
+        dict: lambda: (_differences(recorded.get(k), v, f"{path}.{k}", rounding) for k, v in expected.items()),
         list: lambda: (
-            _differences(r, e, f"{path}[{i}]") for i, (r, e) in enumerate(zip(recorded, expected, strict=True))
+            _differences(r, e, f"{path}[{i}]", rounding)
+            for i, (r, e) in enumerate(zip(recorded, expected, strict=True))
         ),
     }
     if isinstance(expected, float | int) and not isinstance(expected, bool):
-        same = isinstance(recorded, float | int) and bool(np.isclose(recorded, expected, rtol=TOLERANCE, atol=ROUNDING))
+        same = isinstance(recorded, float | int) and bool(np.isclose(recorded, expected, rtol=TOLERANCE, atol=rounding))
         return "" if same else f"{path.lstrip('.')} is {recorded!r}, computed {expected!r}"
     if type(recorded) is not type(expected) or (isinstance(expected, dict | list) and len(recorded) != len(expected)):
         return f"{path.lstrip('.')} has another form than what is computed"

@@ -135,11 +135,11 @@ class Ballot:
         votes, ties, keys = value["votes"], value["near_ties"], {mark.key for mark in proposal.marks}
         wrong = sorted(set(votes) ^ keys) + sorted(k for k, v in votes.items() if type(v) is not int or abs(v) > 1)
         if wrong or not all(isinstance(tie, str) and tie in keys for tie in ties):
-            raise IdentityError(f"A ballot votes -1, 0 or +1 on each mark of the proposal; wrong here: {wrong[:3]}.")
-        if value["proposal"] != proposal.digest:
             raise IdentityError(
-                f"The ballot answers the proposal {value['proposal'][:12]!r}, not {proposal.digest[:12]}."
+                f"A ballot votes -1, 0 or +1 on each mark of the proposal; {len(wrong)} are wrong here."
             )
+        if value["proposal"] != proposal.digest:
+            raise IdentityError(f"The ballot answers another proposal than {proposal.digest[:12]}.")
         return Ballot(dict(votes), knowledge, tuple(ties), proposal.digest)
 
 

@@ -32,7 +32,8 @@ def audit(
             "root": report.root, "size": report.size, "policy": report.policy_fingerprint, "checked": result.checked,
             "unchecked": result.unchecked,
         }  # fmt: skip
-        lines = [f"every decision follows from what was recorded ({report.size} entries, root {report.root[:16]})"]
+        scope = "every decision that could be checked" if result.unchecked else "every decision"
+        lines = [f"{scope} follows from what was recorded ({report.size} entries, root {report.root[:16]})"]
         lines += [f"  recomputed: {what}" for what in result.checked]
         lines += [f"  NOT checked: {what}" for what in result.unchecked]
         output.emit(data, "\n".join([*lines, f"  policy fingerprint {report.policy_fingerprint}"]))

@@ -13,6 +13,7 @@ import torch
 from causaldao.aggregation.rules import RULES, faults_left
 from causaldao.ballots import Ballot, Proposal, propose
 from causaldao.consensus import Consensus, ConsensusRule, adopt
+from causaldao.errors import CausalDAOError, DataError, NotIdentifiable
 from causaldao.members import quorum
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.effects import Effect, average_effect, doubted, effect_set
@@ -52,7 +53,7 @@ def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) ->
     settings = Settings(
         faulty=faults_left(study.aggregation.pool, members, study.consensus.faulty, len(evidence)),
         rule=study.aggregation.pool,
-        rows=(study.members.rows_min, study.members.rows_max),
+        rows=(study.members.n_min, study.members.n_max),
         level=study.consensus.level,
         questions=questions_of(study),
     )
@@ -85,7 +86,12 @@ def estimate_effects(
     bound_of = dict(zip(questions_of(study), bounds, strict=False))
     found = []
     for spec in study.effects:
-        for effect in _estimates(spec, pooled, consensus):
+        try:
+            estimates = _estimates(spec, pooled, consensus)
+        except (DataError, NotIdentifiable) as error:  # one question without an answer takes nothing from the others
+            found.append(_no_answer(study, spec, error))
+            continue
+        for effect in estimates:
             question = Question(effect.treatment, effect.outcome, effect.adjustment)
             found.append({**_effect_json(study, effect), "bound": bound_of.get(question)})
     return found
@@ -98,6 +104,24 @@ def _estimates(spec: EffectSpec, pooled: Evidence, consensus: Consensus) -> tupl
     if len(found) == 1 and found[0].implied:  # no graph of the class has a causal path
         return (doubted(found[0], pooled, consensus.dag),)
     return found
+
+
+def _no_answer(study: Study, spec: EffectSpec, error: CausalDAOError) -> dict[str, Any]:
+    return {
+        "treatment": spec.treatment,
+        "outcome": spec.outcome,
+        "adjustment": [] if spec.adjustment == "auto" else list(spec.adjustment),
+        "estimate": None,
+        "standard_error": None,
+        "sampling_error": None,
+        "privacy_error": None,
+        "interval": None,
+        "unit": f"{_unit(study, spec.outcome)} per {_unit(study, spec.treatment)}",
+        "graph_implies_zero": False,
+        "pooled": None,
+        "bound": None,
+        "no_answer": error.code,
+    }
 
 
 def _effect_json(study: Study, effect: Effect) -> dict[str, Any]:

@@ -10,18 +10,19 @@ or its answer to one of the study's questions differs from the pool of the kept 
 
 A kept member that is accused is dropped, worst first and at most f of them, and the rest is compared again.
 
-Guarantee. Let A be the gradient of a question's answer at the pool S = Σ w_k S_k. A kept member k that is not accused
-has |⟨A, S_k - S⟩| ≤ (1 - w_k)·c·s_k, with c the critical value and s_k the standard deviation of its difference from
-the other kept. So f such liars L, whatever they agree on, move the answer from that of the honest kept, to first order,
-by at most c·Σ_L w_k (1 - w_k) s_k / (1 - Σ_L w_k); `Pool.bounds` is its value at the f largest terms and weights.
-Second order is left out: against liars at the very edge it came to a fifth of the bound with 500 noisy records a site,
-to a twentieth with 2,000.
+Guarantee. Let A be the gradient of a question's answer at the coordinate-wise median of the kept sites, and let the
+pool be S = Σ w_k S_k. A kept member k that is not accused has |⟨A, S_k - S⟩| ≤ (1 - w_k)·c·s_k, with c the critical
+value and s_k the standard deviation of its difference from the other kept. So f such liars L, whatever they agree on,
+move the answer from that of the honest kept, to first order, by at most c·Σ_L w_k (1 - w_k) s_k / (1 - Σ_L w_k);
+`Pool.bounds` is its value at the f largest terms and weights, None while a kept site is accused. Second order is left
+out. Where sites are small and noisy it counts: liars optimised on 300 noisy records a site moved the answer by 1.5
+times the bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, median
 from typing import Any
 
@@ -135,7 +136,7 @@ def pool(evidence: Mapping[str, Evidence], settings: Settings) -> Pool:
         kept=tuple(names[k] for k in keep),
         excluded=tuple(name for k, name in enumerate(names) if k not in keep),
         accused=tuple(names[k] for k in accused),
-        bounds=bounds if robust else (),
+        bounds=bounds if robust and not set(accused) & set(keep) else (None,) * len(bounds),
     )
 
 
@@ -205,16 +206,28 @@ class _Sites:
 
     def weights(self, keep: Sequence[int]) -> Tensor:
         """(n,) weights that sum to 1 over the kept: clamped counts, capped at twice their median."""
-        cap = _WEIGHT_CAP * median(float(self.counts[k]) for k in keep)
         weights = torch.zeros_like(self.counts)
-        weights[list(keep)] = self.counts[list(keep)].clamp_max(cap)
+        weights[list(keep)] = self.counts[list(keep)].clamp_max(self._cap(keep))
         return weights / weights.sum()
+
+    def _cap(self, keep: Sequence[int]) -> float:
+        return _WEIGHT_CAP * median(float(self.counts[k]) for k in keep)
+
+    def centre(self, weights: Tensor, pooled: Evidence) -> Evidence:
+        """The coordinate-wise median of the kept, at the pool's count: the point at which answers are differentiated.
+
+        At the pool itself, liars could choose the gradient by which they are judged.
+        """
+        kept = self.moments[weights > 0].median(dim=0).values
+        return replace(pooled, moments=pooled.count * kept / kept[0, 0])
 
     def combine(self, weights: Tensor) -> Evidence:
         """Σ w_k S_k at its effective count 1/Σ(w_k²/n_k), with the noise that the combination carries."""
-        count = float(1 / (weights**2 / self.counts).sum())
+        kept = [k for k in range(len(weights)) if float(weights[k]) > 0]
+        counts = self.counts.clamp_max(self._cap(kept))  # records beyond the cap are a claim that buys no precision
+        count = float(1 / (weights**2 / counts).sum())
         sigma = torch.tensor([e.noise for e in self.evidence], dtype=torch.float64)
-        noise = count * float(((weights * sigma / self.counts) ** 2).sum().sqrt())
+        noise = count * float(((weights * sigma / counts) ** 2).sum().sqrt())
         mean = (weights[:, None, None] * self.moments).sum(dim=0)
         first = self.evidence[0]
         return Evidence(first.names, count * mean / mean[0, 0], noise, first.centre, first.half)
@@ -227,9 +240,10 @@ class _Sites:
         values, variance = self.moments[:, r, c], self.variance[:, r, c]
         largest = self._against_others(values, variance, weights)[0]
         bounds: list[float | None] = []
+        centre = self.centre(weights, pooled)
         for question in settings.questions:
             try:
-                answer = influence(pooled, question.treatment, question.outcome, question.adjustment)
+                answer = influence(centre, question.treatment, question.outcome, question.adjustment)
             except DataError:  # too noisy to be answered, so there is no answer to protect
                 bounds.append(None)
                 continue

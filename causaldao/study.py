@@ -120,8 +120,8 @@ class PrivacySpec(_Table):
 class MembersSpec(_Table):
     """Clamp of a member's (noisy) count, and the seconds after which an absent member is given up."""
 
-    rows_min: Annotated[int, Field(ge=10)] = 200
-    rows_max: Annotated[int, Field(ge=10)] = 1_000_000
+    n_min: Annotated[int, Field(ge=10)] = 200
+    n_max: Annotated[int, Field(ge=10)] = 1_000_000
     deadline: Annotated[float, Field(gt=0)] = 600.0
 
 
@@ -245,8 +245,8 @@ def _range_faults(study: Study) -> list[str]:
         faults.append("training.rounds > 0 needs privacy.split.training and .evaluation above 0")
     if study.aggregation.rule not in RULES:
         faults.append(f"aggregation.rule is {study.aggregation.rule!r}; choose one of {', '.join(RULES)}")
-    if study.members.rows_min > study.members.rows_max:
-        faults.append(f"members.rows_min {study.members.rows_min} exceeds rows_max {study.members.rows_max}")
+    if study.members.n_min > study.members.n_max:
+        faults.append(f"members.n_min {study.members.n_min} exceeds n_max {study.members.n_max}")
     for variable in study.variables:
         low, high = variable.bounds
         if variable.kind == "binary" and (low, high) != (0, 1):

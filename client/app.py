@@ -14,7 +14,7 @@ from causaldao.wire import from_records, to_records
 
 Opener = Callable[[Context], Node]
 _LOG = logging.getLogger(__name__)
-QUERIES = ("rollcall", "evidence", "ballot", "close")
+QUERIES = ("rollcall", "locate", "evidence", "ballot", "close")
 
 
 def client_app(opener: Opener) -> ClientApp:

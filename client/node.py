@@ -156,7 +156,7 @@ class Node:
             "evaluation": self._evaluation,
             "close": self._close,
         }
-        if request.kind not in steps:
+        if request.kind not in (*steps, "locate"):
             raise IdentityError(f"There is no request of kind {request.kind!r}.")
         if request.study not in self.config.approved:
             raise RefusedError(
@@ -165,9 +165,17 @@ class Node:
             )
         if request.kind not in _PER_ROUND and request.round != 0:
             raise RefusedError(f"A {request.kind!r} is asked for once, in round 0, not in round {request.round}.")
+        if request.kind == "locate":
+            return self._locate(request)
         base = sha256(canonical({"body": request.body, "digest": request.digest}))
         slot = Slot(request.study, request.round, request.kind)
         return Parcel.unpack(self.answers.once(slot, base, lambda: steps[request.kind](request, tensors, base)))
+
+    def _locate(self, request: Statement) -> Parcel:
+        """Say which node this is, by signing the coordinator's fresh challenge: a stored answer could be replayed by
+        another. Not an answer of the study, so no slot is taken."""
+        fields(request.body, {"challenge": str})
+        return self._seal(request, request.kind, request.body, {})
 
     def _rollcall(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         fields(request.body, {"study": dict})
@@ -263,10 +271,10 @@ class Node:
     def _count(self, study: Study) -> float:
         """The noisy, public count, within the study's bounds: never the private n."""
         members = study.members
-        stored = self._own_triangle(study)
-        return float(min(max(stored, members.rows_min), members.rows_max))
+        stored = self._released_count(study)
+        return float(min(max(stored, members.n_min), members.n_max))
 
-    def _own_triangle(self, study: Study) -> float:
+    def _released_count(self, study: Study) -> float:
         stored = self.answers.reply(Slot(study.hash, 0, "evidence"))
         if stored is None:
             raise RefusedError("No evidence was released in this study: training would have no public denominator.")
@@ -323,9 +331,9 @@ def check_study(config: NodeConfig, folder: Path, study: Study) -> tuple[str, ..
     declared_knowledge(config, folder).check(study.names)
     table = read(folder / config.data)
     warnings = [str(warning) for warning in require(table, study.dictionary)]
-    if len(table) < study.members.rows_min:
+    if len(table) < study.members.n_min:
         warnings.append(
-            f"warning: {len(table)} records are fewer than the study's rows_min = {study.members.rows_min}: evidence "
+            f"warning: {len(table)} records are fewer than the study's n_min = {study.members.n_min}: evidence "
             "of so few is judged as if it were of more, so it may be excluded, or even accused."
         )
     require_budget(config, folder, study)

@@ -140,6 +140,8 @@ def counterfactual(
 
 
 def _effect_line(found: dict[str, Any]) -> str:
+    if found["estimate"] is None:
+        return f"{found['treatment']} -> {found['outcome']}: no answer ({found['no_answer']})"
     low, high = found["interval"]
     given = ", ".join(found["adjustment"]) or "nothing"
     line = (

@@ -117,7 +117,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """What was verified. ``members`` are those admitted and not revoked at the end."""
+    """What was verified. ``members`` are those admitted and not revoked at the end; ``unadmitted`` those whom the
+    policy names and no entry ever admits.
+    """
 
     origin: str
     size: int
@@ -128,6 +130,7 @@ class Report:
     members: tuple[str, ...]
     cosigners: tuple[str, ...]
     policy_fingerprint: str
+    unadmitted: tuple[str, ...] = ()
 
 
 def verify(bundle: bytes, policy: Policy, max_bytes: int = MAX_BYTES) -> Report:
@@ -159,6 +162,7 @@ def verify(bundle: bytes, policy: Policy, max_bytes: int = MAX_BYTES) -> Report:
         members,
         (),
         policy.fingerprint,
+        tuple(sorted(set(policy.members) - {line.body["member"] for line in lines if line.kind == "member.admit"})),
     )
 
 

@@ -87,6 +87,10 @@ class Coordinator:
     keep_updates: bool = False
 
     def __post_init__(self) -> None:
+        self._load()
+
+    def _load(self) -> None:
+        """Start from what is durable, also after a step that failed half-way."""
         saved = self.log.state(STATE)
         self.state = State(**saved) if saved else State(self.study.hash)
         if self.state.study != self.study.hash:
@@ -95,6 +99,7 @@ class Coordinator:
                 "altered. Use the study it was started with, or a new ledger."
             )
         self._nodes: dict[str, int] = {}
+        self._asked: list[str] = []  # of the question at hand: whoever may have made the release it asks for
         self._aborted: dict[str, Any] | None = self.log.state(ABORTED)
         self._notes: list[Entry] = []  # complaints and equivocations that wait for the step's transaction
         self._model: Tensors | None = None
@@ -108,6 +113,7 @@ class Coordinator:
             too few members answered before the deadline, or f is more than the rules bear; the study is then aborted
             on the ledger, and its code is 13. Run again, it goes on from there, and its next transition says so.
         """
+        self._load()
         try:
             self._require_rules(len(self.roster.members))
             self._step("proposed", self._propose_study)
@@ -187,14 +193,23 @@ class Coordinator:
             raise IdentityError(f"The node's noise must be one of {', '.join(allowed)}, but it declares another.")
 
     def _locate(self) -> None:
-        """After a resume, or when nodes came back: which node is whose. A roll call asked again has the same answer."""
+        """After a resume, or when nodes came back: which node is whose, by each signing a fresh challenge.
+
+        The roll call's answers stand on the ledger, where another member could take one and bring it as its own.
+        """
         connected = self.mailbox.nodes()
         self._nodes = {name: node for name, node in self._nodes.items() if node in connected}
         unknown = [node for node in connected if node not in self._nodes.values()]
         if set(self.state.present) <= set(self._nodes) or not unknown:
             return
-        question = self._question("rollcall", 0, {"study": self.study.to_json()})
-        replies = self.mailbox.ask(question, unknown, self._deadline, check=self._check_roll)
+        challenge = secrets.token_hex(16)
+
+        def check(statement: Statement, parcel: Parcel) -> None:
+            if statement.body != {"challenge": challenge}:
+                raise IdentityError("The node signed another challenge than the one it was sent.")
+
+        question = self._question("locate", 0, {"challenge": challenge})
+        replies = self.mailbox.ask(question, unknown, self._deadline, check=check)
         found = {name: reply.node for name, reply in replies.accepted.items() if name in self.state.present}
         self._nodes = {**found, **self._nodes}
 
@@ -212,7 +227,7 @@ class Coordinator:
         for name, reply in accepted.items():
             self.state.noise[name] = reply.statement.body["noise"]
         entries = [self._spoken("evidence", accepted[name], keep=True) for name in sorted(accepted)]
-        spends = self._spends("evidence", 0, sorted(accepted), plan(self.study).evidence)
+        spends = self._spends("evidence", 0, plan(self.study).evidence)
         decided = decide_pool(self.study, evidence, len(self.roster.members))
         proposal = decide_proposal(self.study, decided)
         self.progress(Event("pool", f"kept {len(decided.kept)}, accused {names_of(decided.accused)}", 1, 1))
@@ -277,7 +292,7 @@ class Coordinator:
         changed = moved(model, result.vector)
         excluded = [names[k] for k in result.excluded]
         entries = [self._spoken("update", accepted[name], keep=self.keep_updates) for name in names]
-        entries += self._spends("update", number, names, _given(plan(self.study).training))
+        entries += self._spends("update", number, _given(plan(self.study).training))
         entries.append(
             Entry("aggregate", {
                 "study": self.study.hash,
@@ -321,7 +336,9 @@ class Coordinator:
         spend = _given(plan(self.study).evaluation)
         spoken = [
             Entry(entry.kind, {**entry.body, **self._envelope(accepted[name])}, self._payloads(accepted[name]))
-            for name, entry in zip(names, self._spends("evaluation", number, names, spend), strict=True)
+            if (name := str(entry.body["member"])) in accepted
+            else entry
+            for entry in self._spends("evaluation", number, spend)
         ]
         self.state.rounds[-1]["loss"] = loss
         excluded, total = names_of(self.state.rounds[-1]["excluded"]), self.study.training.rounds
@@ -397,8 +414,10 @@ class Coordinator:
         wanted = list(self.roster.names) if members is None else list(members)
         barred = {name for name, status in self.state.statuses.items() if status["status"] == "excluded"}
         needed = answers_needed(self.study, len(self.roster.members)) if minimum is None else minimum
+        self._asked = [name for name in wanted if name not in barred]
         question = self._question(kind, round, body, tensors, shapes)
-        began, accepted = self.clock.monotonic(), dict[str, Accepted]()
+        began, accepted, heard = self.clock.monotonic(), dict[str, Accepted](), dict[str, tuple[str, bytes]]()
+        before = dict(self.state.statuses)
         while True:
             if self.state.present:
                 self._locate()
@@ -408,8 +427,12 @@ class Coordinator:
             if len(accepted) + len(nodes) < needed:
                 absent = [name for name in missing if name not in self._nodes] if self.state.present else []
                 self._announce(kind, needed, len(accepted) + len(nodes), absent)
-            replies = self.mailbox.ask(question, nodes, self._deadline, bound, check)
-            accepted.update({n: reply for n, reply in replies.accepted.items() if n in missing})
+            replies = self.mailbox.ask(question, nodes, self._deadline, bound, check, heard)
+            taken = {name: reply for name, reply in replies.accepted.items() if name in missing}
+            accepted.update(taken)
+            for name in set(taken) & set(self.state.statuses):  # a retry that succeeded leaves no stain
+                self.state.statuses.pop(name)
+                self.state.statuses.update({name: before[name]} if name in before else {})
             barred |= {equivocation.member for equivocation in replies.equivocations}
             self._note(kind, round, replies)
             self._note_lost(kind, round, [name for name in missing if name not in {*accepted, *barred, *self._nodes}])
@@ -509,15 +532,16 @@ class Coordinator:
             body["norm"] = float(np.linalg.norm(reply.parcel.tensors["delta"].astype(np.float64)))
         return Entry(kind, body, self._payloads(reply) if keep else {})
 
-    def _spends(self, kind: str, round: int, names: Sequence[str], spend: Spend) -> list[Entry]:
-        for name in names:
+    def _spends(self, kind: str, round: int, spend: Spend) -> list[Entry]:
+        """Debit everyone who was asked: a release that was lost, or not taken, was made all the same."""
+        for name in self._asked:
             self.state.spent.setdefault(name, []).append(asdict(spend))
         return [
             Entry(
                 "privacy.spend",
                 {"study": self.study.hash, "member": name, "kind": kind, "round": round, **asdict(spend)},
             )
-            for name in names
+            for name in self._asked
         ]
 
     # what is known

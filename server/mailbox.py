@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -21,7 +21,7 @@ from causaldao.messages import REFUSAL, Parcel, Shape, check_finite, check_shape
 from causaldao.signing import Statement, peek
 from causaldao.wire import from_records, to_records
 
-T = TypeVar("T")
+Heard = dict[str, tuple[str, bytes]]
 TYPES = {"update": "train", "evaluation": "evaluate"}
 LOST = "network"  # the code of a member whose node did not answer
 FAILED = "error"  # the code of a reply that says nothing: the node's app raised, or what it sent cannot be read
@@ -83,7 +83,7 @@ class Replies:
     accepted: dict[str, Accepted] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
     equivocations: list[Equivocation] = field(default_factory=list)
-    heard: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    heard: Heard = field(default_factory=dict)
     """By member: content and envelope of what it signed for the slot first, whether it was taken or not."""
 
 
@@ -105,22 +105,23 @@ class Mailbox:
         timeout: float,
         bound: Mapping[int, str] | None = None,
         check: Callable[[Statement, Parcel], Any] = lambda statement, parcel: None,
+        heard: Heard | None = None,
     ) -> Replies:
         """Send a question to nodes and check each reply alone.
 
         ``bound`` says whose node each is (known after the roll call); ``check`` is the step's own and raises a
-        CausalDAOError for a reply that it will not have.
+        CausalDAOError for a reply that it will not have; ``heard`` is what was signed for the same slots before.
         """
         messages = [
             Message(to_records(question.parcel), node, question.message_type, ttl=timeout, group_id=str(question.round))
             for node in nodes
         ]
         if not messages:
-            return Replies()
+            return Replies(heard={} if heard is None else heard)
         received = list(self._grid.send_and_receive(messages, timeout=timeout))
         # The grid gives each request its id; who answered is known by it alone: a source can be forged.
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-        replies, answered = Replies(), set()
+        replies, answered = Replies(heard={} if heard is None else heard), set()
         for message in received:
             node = asked.get(message.metadata.reply_to_message_id)
             if node is not None:

@@ -102,9 +102,14 @@ def summary(result: dict[str, Any], out: Path) -> str:
     """The run in a few lines, for people."""
     lines = [f"{result['study']['question']}"]
     for effect in result["effects"]:
+        if effect["estimate"] is None:
+            lines.append(f"  {effect['treatment']} -> {effect['outcome']}: no answer ({effect['no_answer']})")
+            continue
         low, high = effect["interval"]
         pooled = "" if effect["pooled"] is None else f"; pooled, not private: {effect['pooled']:+.4f}"
-        bound = "" if not effect["bound"] else f"; liars within the noise can move it by {effect['bound']:.4f} at most"
+        bound = ""
+        if effect["bound"]:
+            bound = f"; liars within the noise can move it by {effect['bound']:.4f} at most (to first order)"
         lines.append(
             f"  {effect['treatment']} -> {effect['outcome']}: {effect['estimate']:+.4f} "
             f"[{low:+.4f}, {high:+.4f}]{pooled}{bound}"

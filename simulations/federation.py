@@ -311,6 +311,8 @@ def _warnings(study: Study, state: State) -> list[str]:
 
 def _pooled(study: Study, frame: pd.DataFrame, effect: Mapping[str, Any]) -> float | None:
     """The pooled, non-private reference: least squares on everybody's true rows, which only a simulation has."""
+    if effect["estimate"] is None:
+        return None
     names = [effect["treatment"], effect["outcome"], *effect["adjustment"]]
     columns = {}
     for name in names:

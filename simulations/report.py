@@ -47,14 +47,16 @@ def render(result: Mapping[str, Any], graph_svg: str) -> str:
     if missing := [name for name in _REQUIRED if name not in result]:
         raise MisuseError(f"A result has the sections {', '.join(_REQUIRED)}; missing: {', '.join(missing)}.")
     whole = {name: result.get(name) for name in _OPTIONAL} | dict(result)
+    answered = [effect for effect in result["effects"] if effect["estimate"] is not None]
     return _TEMPLATES.get_template("report.html").render(
         result=whole,
-        answers=[_answer(effect) for effect in result["effects"]],
+        answers=[_answer(effect) for effect in answered],
+        unanswered=[effect for effect in result["effects"] if effect["estimate"] is None],
         counted=[m for m in result["members"] if m["status"] == "ok"],
         others=[m for m in result["members"] if m["status"] != "ok"],
         states=_STATES,
         marks=sorted(result["marks"], key=lambda mark: (mark["status"] != "contested", mark["kind"])),
-        forests=_forests(result["effects"]),
+        forests=_forests(answered),
         rounds=_rounds_plot(result["rounds"], [m["name"] for m in result["members"]]),
         meters=_meters(whole["privacy"]),
         sites=_sites(whole["pool"]),

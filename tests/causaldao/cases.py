@@ -55,8 +55,8 @@ epsilon = 4.0
 delta = 1e-5
 
 [members]
-rows_min = 100
-rows_max = 5000
+n_min = 100
+n_max = 5000
 
 [[effects]]
 treatment = "dose"

@@ -412,3 +412,15 @@ def test_a_coordinate_rule_passes_as_checked(tmp_path: Path) -> None:
         _of(records, "aggregate")["body"]["excluded"] = ["hospital-01"]
 
     assert any("works on coordinates" in str(fault) for fault in trimmed.forge(change).faults)
+
+
+def test_updates_and_losses_of_most_members_are_dropped_in_silence(case: Case) -> None:
+    """A coordinator that keeps one member's word and calls it the members' loss."""
+
+    def change(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            r for r in records
+            if not (r["kind"] == "privacy.spend" and "envelope" in r["body"] and r["body"]["member"] != "hospital-01")
+        ]  # fmt: skip
+
+    assert any("evaluation of 1 members" in str(fault) for fault in case.forge(change).faults)

@@ -150,11 +150,14 @@ def test_quiet_liars_move_an_answer_beyond_the_bound() -> None:
             }
             found = pool({**honest, **shifted}, settings)
             if not set(liars) & set(found.accused) and set(liars) <= set(found.kept):
-                best = found
+                best, best_sites = found, {**honest, **shifted}
         assert best is not None
         kept = {name: honest[name] for name in best.kept if name not in liars}
         truth = pool(kept, replace(settings, rule="mean", faulty=0))
-        gradient = influence(best.evidence, *vars(QUESTION).values()).gradient * best.evidence.count
+        kept_moments = [best_sites[name].moments / best_sites[name].count for name in best.kept]
+        centre = torch.stack(kept_moments).median(dim=0).values
+        middle = replace(best.evidence, moments=best.evidence.count * centre / centre[0, 0])
+        gradient = influence(middle, *vars(QUESTION).values()).gradient * best.evidence.count
         moved = best.evidence.moments / best.evidence.count - truth.evidence.moments / truth.evidence.count
         first_order = abs(float((gradient * moved).sum()))
         assert best.bounds[0] is not None
@@ -207,3 +210,12 @@ def test_evidence_of_another_dictionary_is_pooled() -> None:
 def test_one_site_alone() -> None:
     found = pool(sites(np.random.default_rng(14), STUDY, 1), Settings(0, rule="mean"))
     assert found.weights == {"site-0": 1.0}
+
+
+def test_a_claim_of_many_records_buys_precision() -> None:
+    """A capped site adds no weight beyond the cap, and its claim must not narrow the interval either."""
+    rng = np.random.default_rng(12)
+    honest = sites(rng, STUDY, 7, 1000)
+    boast = replace(honest["site-0"], moments=honest["site-0"].moments * 500)
+    counts = pool(honest, SETTINGS).evidence.count, pool({**honest, "site-0": boast}, SETTINGS).evidence.count
+    assert counts[1] <= counts[0] * 1.3

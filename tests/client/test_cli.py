@@ -40,7 +40,7 @@ delta = 1e-6
 [training]
 rounds = 1
 [members]
-rows_min = 20
+n_min = 20
 """
 ROWS = "a,b,c\n" + "0.5,1,3\n-0.5,0,4\n" * 20
 NODE = """

@@ -343,8 +343,8 @@ def test_nothing_but_the_noisy_releases_depends_on_the_number_of_records(
     table, seen = small.table(301), []
     first = present(tmp_path / "first", table.iloc[:300])
     meta, tensors = training(first)
-    count = first._own_triangle(STUDY)
-    monkeypatch.setattr(Node, "_own_triangle", lambda self, study: count)  # not the same records, the same n̂
+    count = first._released_count(STUDY)
+    monkeypatch.setattr(Node, "_released_count", lambda self, study: count)  # not the same records, the same n̂
     for name, frame in (("n", table.iloc[:300]), ("more", table)):
         member = present(tmp_path / name, frame)
         replies = [member.answer(rollcall()), member.answer(request("evidence"))]

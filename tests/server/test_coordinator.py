@@ -285,6 +285,13 @@ def test_a_second_content_in_one_slot_is_logged_with_both_exhibits_and_the_membe
     assert first.slot == second.slot
     assert first.content != second.content
     later = [line for line in lines if line.index > proof.index and line.body.get("member") == BAD]
+    if kind in (
+        "evidence",
+        "update",
+        "evaluation",
+    ):  # what it was asked for when it lied was released, and is accounted
+        accounted = later.pop(0)
+        assert (accounted.kind, accounted.body["kind"]) == ("privacy.spend", kind)
     assert later == []
     assert kind in ("ballot", "update", "evaluation", "close") or BAD not in result["pool"]["counts"]
 

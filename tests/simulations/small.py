@@ -32,7 +32,7 @@ def study(*, faulty: int = 2, rounds: int = 1, simulation: bool = True, **tables
         "consensus": {"faulty": faulty},
         "training": {"hidden": 2, "rounds": rounds, "steps": 2, "sample_rate": 0.1},
         "privacy": {"epsilon": 40.0, "delta": 1e-5, "split": split},
-        "members": {"rows_min": 50, "rows_max": 2000, "deadline": 60.0},
+        "members": {"n_min": 50, "n_max": 2000, "deadline": 60.0},
         "effects": [{"treatment": "a", "outcome": "c", "adjustment": []}],
         **tables,
     }

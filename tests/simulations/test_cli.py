@@ -39,8 +39,8 @@ rounds = 0
 epsilon = 40.0
 delta = 1e-5
 [members]
-rows_min = 50
-rows_max = 2000
+n_min = 50
+n_max = 2000
 deadline = 30.0
 [[effects]]
 treatment = "a"
