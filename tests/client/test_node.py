@@ -464,3 +464,13 @@ def test_a_copied_folder_answers_with_the_same_bytes(tmp_path: Path) -> None:
     copy = replace(member, folder=tmp_path / "copy")
     assert copy.answer(request("evidence")).pack() == first.pack()
     assert digest(first.tensors) == said(first).digest
+
+
+def test_a_node_is_located_by_an_answer_that_another_could_replay(tmp_path: Path) -> None:
+    """It signs each fresh challenge, takes no slot for it, and signs nothing of a study that it did not approve."""
+    member = present(tmp_path / "n")
+    for challenge in ("first", "second"):
+        reply = member.answer(request("locate", {"challenge": challenge}))
+        assert unseal(reply.envelope, member.key.public).body == {"challenge": challenge}
+    refused = member.answer(request("locate", {"challenge": "x"}, study="0" * 64))
+    assert unseal(refused.envelope, member.key.public).body == {"code": "refused"}

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from causaldao.__main__ import app
 from causaldao.client.node import Conduct
+from causaldao.client.privacy.journal import Journal
 from causaldao.errors import ConfigurationError, DataError, GuaranteeError, IdentityError, LedgerError, MisuseError
 from causaldao.ledger.verify import Policy, verify
 from causaldao.server.progress import Event
@@ -387,3 +388,37 @@ def test_a_simulated_node_cannot_be_asked_for_its_budget(tmp_path: Path) -> None
     data = json.loads(found.stdout)["data"]
     assert (found.exit_code, data["dataset"]) == (0, study.name)
     assert 0.9 * study.privacy.epsilon < data["spent"] <= study.privacy.epsilon
+
+
+def test_one_question_without_an_answer_ends_the_study(tmp_path: Path) -> None:
+    """Its treatment is told apart from its adjustment by nothing: the other effect and the graph are still released."""
+    table = small.table()
+    table["d"] = table["a"]
+    variables = [{"name": name, "kind": "continuous", "bounds": [-6.0, 6.0]} for name in "abcd"]
+    effects = [
+        {"treatment": "a", "outcome": "c", "adjustment": []},
+        {"treatment": "a", "outcome": "b", "adjustment": ["d"]},
+    ]
+    study, out = small.study(variables=variables, effects=effects), tmp_path / "run"
+    result = simulate(study, table, out, small.SETTING)
+    answered, unanswered = result["effects"]
+    assert answered["estimate"] is not None
+    assert (unanswered["estimate"], unanswered["no_answer"]) == (None, "data")
+    assert "no answer" in (out / "report.html").read_text()
+    assert small.audited(out).faults == []
+
+
+def test_a_release_that_was_lost_on_the_way_is_not_accounted(tmp_path: Path) -> None:
+    """The node made it, so the coordinator's account may not say less than the node's own journal."""
+    lost = small.SETTING.names[2]
+    node = 1000 + small.SETTING.names.index(lost)
+
+    def lose(messages: list[Any]) -> list[Any]:
+        return [m for m in messages if (m.metadata.message_type, m.metadata.src_node_id) != ("query.evidence", node)]
+
+    out = tmp_path / "run"
+    result = simulate(small.study(), small.table(), out, small.SETTING, faults=Faults(replies=lose))
+    delta = result["privacy"]["delta"]
+    for name in small.SETTING.names:
+        own = Journal.open(out / "nodes" / name / "journal.db").spent("small", delta)
+        assert own <= result["privacy"]["spent"][name] + 1e-9
