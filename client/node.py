@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,27 +74,6 @@ class NodeConfig(BaseModel):
             raise ConfigurationError(f"{source} has {len(problems)} fault(s):", problems=problems) from error
 
 
-def _same_rows(frame: Table) -> Table:
-    return frame
-
-
-def _same_body(kind: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-    return body
-
-
-def _same_tensors(kind: str, tensors: Tensors) -> Tensors:
-    return tensors
-
-
-@dataclass(frozen=True)
-class Conduct:
-    """How the owner of a node treats rows and results: an honest one as they are. Simulated liars are made of this."""
-
-    rows: Callable[[Table], Table] = _same_rows
-    tensors: Callable[[str, Tensors], Tensors] = _same_tensors
-    body: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = _same_body
-
-
 @dataclass
 class Node:
     """A node in its folder: configuration, signing key, journal, answers."""
@@ -102,7 +81,6 @@ class Node:
     config: NodeConfig
     key: SigningKey
     folder: Path
-    conduct: Conduct = field(default_factory=Conduct)
 
     @cached_property
     def journal(self) -> Journal:
@@ -120,7 +98,7 @@ class Node:
     @cached_property
     def table(self) -> Table:
         """The institution's rows, as its owner would have them read."""
-        return self.conduct.rows(read(self.folder / self.config.data))
+        return read(self.folder / self.config.data)
 
     @cached_property
     def knowledge(self) -> Knowledge:
@@ -196,7 +174,7 @@ class Node:
         def draw() -> bytes:
             noise = self._noise(study, request)
             moments = release_evidence(self.table, study.dictionary, spending.sigma, noise)
-            return self._reply(request, {"noise": noise.kind}, {"moments": moments})
+            return self.reply(request, {"noise": noise.kind}, {"moments": moments})
 
         return self._release(study, request, base, spending.evidence, draw)
 
@@ -205,7 +183,7 @@ class Node:
         study = self._study(request)
         proposal = _proposal(request.body["proposal"], study)
         ballot: Ballot = cast(proposal, self._own(study), self.knowledge, study.consensus.level)
-        return self._reply(request, ballot.to_json(), {})
+        return self.reply(request, ballot.to_json(), {})
 
     def _update(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         fields(request.body, {"model": dict})
@@ -216,7 +194,7 @@ class Node:
         def draw() -> bytes:
             noise = self._noise(study, request)
             delta = train(tensors, request.body["model"], self.table, study.dictionary, self._steps(study), noise)
-            return self._reply(request, {"base": request.digest}, dict(delta))
+            return self.reply(request, {"base": request.digest}, dict(delta))
 
         return self._release(study, request, base, spend, draw)
 
@@ -231,13 +209,13 @@ class Node:
                 tensors, request.body["model"], self.table, study.dictionary, bound=study.privacy.loss_bound,
                 noise_multiplier=spend.noise_multiplier, count=self._count(study), noise=self._noise(study, request),
             )  # fmt: skip
-            return self._reply(request, {"base": request.digest}, dict(loss))
+            return self.reply(request, {"base": request.digest}, dict(loss))
 
         return self._release(study, request, base, spend, draw)
 
     def _close(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         fields(request.body, {"result": str})
-        return self._reply(request, {"result": request.body["result"]}, {})
+        return self.reply(request, {"result": request.body["result"]}, {})
 
     def _release(self, study: Study, request: Statement, base: str, spend: Spend, draw: Callable[[], bytes]) -> bytes:
         privacy, lifetime = study.privacy, self.config.lifetime
@@ -301,9 +279,9 @@ class Node:
         label = [self.config.insecure_seed, self.config.name, study.hash, request.kind, request.round]
         return NoiseSource.simulated(bytes.fromhex(sha256(canonical(label))))
 
-    def _reply(self, request: Statement, body: Mapping[str, Any], tensors: Tensors) -> bytes:
-        said = self.conduct.body(request.kind, body)
-        return self._seal(request, request.kind, said, self.conduct.tensors(request.kind, tensors)).pack()
+    def reply(self, request: Statement, body: Mapping[str, Any], tensors: Tensors) -> bytes:
+        """The signed, packed reply to a request: what is stored, and then sent."""
+        return self._seal(request, request.kind, body, tensors).pack()
 
     def _seal(
         self, request: Statement, kind: str, body: Mapping[str, Any], tensors: Tensors, nonce: str | None = None

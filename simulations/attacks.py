@@ -4,22 +4,59 @@ its own tensors before they are signed. So it runs on every engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from causaldao.client.node import Conduct
+from causaldao.client.node import Node, Table
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.evidence import Floats, Variable
-from causaldao.signing import Tensors
+from causaldao.signing import Statement, Tensors
 from causaldao.study import Study
 
 _SCALE = -10.0  # of a flipped update: the plain mean of eight honest and two such points the wrong way
 _SLOPE = 0.9  # of a forged effect, in scaled units: as strong as bounds allow without clipping
 _QUIET = 2.5  # standard errors by which a quiet liar shifts its own effect: below any sane level of accusation
+
+
+def _same_rows(frame: Table) -> Table:
+    return frame
+
+
+def _same_tensors(kind: str, tensors: Tensors) -> Tensors:
+    return tensors
+
+
+def _same_body(kind: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return body
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How the owner of a simulated node treats its rows before they are read, and its words before they are signed."""
+
+    rows: Callable[[Table], Table] = _same_rows
+    tensors: Callable[[str, Tensors], Tensors] = _same_tensors
+    body: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = _same_body
+
+
+@dataclass
+class LyingNode(Node):
+    """A node whose owner has another conduct than the honest one. Its key is its own, so its signatures are good."""
+
+    conduct: Conduct = field(default_factory=Conduct)
+
+    @cached_property
+    def table(self) -> Table:
+        return self.conduct.rows(super().table)
+
+    def reply(self, request: Statement, body: Mapping[str, Any], tensors: Tensors) -> bytes:
+        said, carried = self.conduct.body(request.kind, body), self.conduct.tensors(request.kind, tensors)
+        return super().reply(request, said, carried)
 
 
 @dataclass(frozen=True)

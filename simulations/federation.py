@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 
 from causaldao.client.app import client_app
 from causaldao.client.data.checks import require as require_data
-from causaldao.client.node import Conduct, Lifetime, Node, NodeConfig
+from causaldao.client.node import Lifetime, Node, NodeConfig
 from causaldao.errors import ConfigurationError, GuaranteeError, MisuseError
 from causaldao.ledger.bundle import export, write_policy
 from causaldao.ledger.log import Log
@@ -34,7 +34,7 @@ from causaldao.server.coordinator import Coordinator, State
 from causaldao.server.mailbox import Mailbox
 from causaldao.server.progress import Event
 from causaldao.signing import SigningKey, check_name, sha256
-from causaldao.simulations.attacks import attack
+from causaldao.simulations.attacks import Conduct, LyingNode, attack
 from causaldao.simulations.datasets import split
 from causaldao.simulations.engine import NO_FAULTS, Faults, InlineGrid, run
 from causaldao.simulations.picture import draw
@@ -194,7 +194,8 @@ def _nodes(
             lifetime=Lifetime(epsilon=study.privacy.epsilon, delta=study.privacy.delta),
         )  # fmt: skip
         write_text(folder / "node.toml", _toml(config))
-        nodes.append(Node(config, _key(folder / "key.pem"), folder, conducts.get(name, lying.get(name, Conduct()))))
+        conduct, key = conducts.get(name, lying.get(name)), _key(folder / "key.pem")
+        nodes.append(Node(config, key, folder) if conduct is None else LyingNode(config, key, folder, conduct))
     return nodes
 
 

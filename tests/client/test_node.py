@@ -16,7 +16,7 @@ from flwr.app import Context, Message, RecordDict
 
 from causaldao.budget import Spend, plan
 from causaldao.client.app import client_app
-from causaldao.client.node import Conduct, Lifetime, Node, NodeConfig, check_study
+from causaldao.client.node import Lifetime, Node, NodeConfig, check_study
 from causaldao.client.privacy.journal import Cap, ReleaseKey
 from causaldao.client.training import train
 from causaldao.decisions import decide_pool, decide_proposal, first_model
@@ -24,6 +24,7 @@ from causaldao.errors import BudgetError, ConfigurationError, DataError, Identit
 from causaldao.messages import COORDINATOR, REFUSAL, Parcel, make
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.signing import SigningKey, Statement, digest, peek, unseal
+from causaldao.simulations.attacks import Conduct, LyingNode
 from causaldao.simulations.engine import identity
 from causaldao.study import Study
 from causaldao.wire import from_records, to_records
@@ -49,7 +50,7 @@ def node(folder: Path, table: pd.DataFrame | None = None, *, conduct: Conduct | 
         "lifetime": {"epsilon": 50.0},
         **config,
     }
-    return Node(NodeConfig.parse(value, "node.toml"), KEY, folder, conduct or Conduct())
+    return LyingNode(NodeConfig.parse(value, "node.toml"), KEY, folder, conduct or Conduct())
 
 
 def request(

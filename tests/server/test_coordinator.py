@@ -14,7 +14,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from causaldao.client.app import client_app
-from causaldao.client.node import Conduct, Lifetime, Node, NodeConfig
+from causaldao.client.node import Lifetime, Node, NodeConfig
 from causaldao.errors import ConfigurationError, GuaranteeError, LedgerError
 from causaldao.ledger.log import Log
 from causaldao.members import Member, Roster
@@ -24,6 +24,7 @@ from causaldao.server.coordinator import Coordinator
 from causaldao.server.mailbox import Mailbox
 from causaldao.server.progress import Event
 from causaldao.signing import SigningKey, Tensors, peek
+from causaldao.simulations.attacks import Conduct
 from causaldao.simulations.engine import Faults, InlineGrid, identity
 from causaldao.simulations.federation import simulate
 from causaldao.wire import from_records, to_records
@@ -99,7 +100,7 @@ def test_unfit_evidence_is_quarantined_and_the_result_is_that_of_the_others(
         assert result[part] == without[part], part
     (complaint,) = complaints(tmp_path)
     assert (complaint["member"], complaint["kind"], complaint["round"]) == (BAD, "evidence", 0)
-    assert "4711" not in (tmp_path / "run" / "ledger.bundle").read_text()
+    assert "patient 4711" not in (tmp_path / "run" / "ledger.bundle").read_text()
 
 
 @pytest.mark.parametrize("kind", ["update", "evaluation"])

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from causaldao.client.node import Conduct
+from causaldao.simulations.attacks import Conduct
 from causaldao.simulations.engine import Faults
 from causaldao.simulations.federation import simulate
 from tests.simulations import small

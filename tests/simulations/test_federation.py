@@ -14,11 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from causaldao.__main__ import app
-from causaldao.client.node import Conduct
 from causaldao.client.privacy.journal import Journal
 from causaldao.errors import ConfigurationError, DataError, GuaranteeError, IdentityError, LedgerError, MisuseError
 from causaldao.ledger.verify import Policy, verify
 from causaldao.server.progress import Event
+from causaldao.simulations.attacks import Conduct
 from causaldao.simulations.datasets import load, split
 from causaldao.simulations.engine import Faults
 from causaldao.simulations.federation import Setting, simulate
