@@ -46,7 +46,7 @@ def main() -> int:
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
-        "clean": _git("status", "--porcelain") == "",
+        "clean": _git("status", "--porcelain", "--", ".", ":!proofs") == "",
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "libraries": {name: version(name) for name in LIBRARIES},
