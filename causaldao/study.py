@@ -139,7 +139,7 @@ class Study(_Table):
     """A validated study. Build it with `Study.from_toml` or `Study.from_mapping`."""
 
     study: About
-    variables: Annotated[tuple[VariableSpec, ...], Field(min_length=2, max_length=500)]
+    variables: Annotated[tuple[VariableSpec, ...], Field(max_length=500)]
     discovery: DiscoverySpec = DiscoverySpec()
     knowledge: KnowledgeSpec = KnowledgeSpec()
     consensus: ConsensusSpec = ConsensusSpec()
@@ -247,6 +247,8 @@ def _range_faults(study: Study) -> list[str]:
         faults.append(f"aggregation.rule is {study.aggregation.rule!r}; choose one of {', '.join(RULES)}")
     if study.members.n_min > study.members.n_max:
         faults.append(f"members.n_min {study.members.n_min} exceeds n_max {study.members.n_max}")
+    if len(study.variables) < 2:
+        faults.append(f"variables: a study needs 2 at least to ask what causes what, but has {len(study.variables)}")
     for variable in study.variables:
         low, high = variable.bounds
         if variable.kind == "binary" and (low, high) != (0, 1):

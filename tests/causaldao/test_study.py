@@ -137,3 +137,14 @@ def test_a_default_that_is_written_out_makes_another_study() -> None:
     assert "clip" not in given.get("discovery", {})
     assert Study.from_mapping({**given, "discovery": spec}).hash == plain.hash
     assert Study.from_mapping(plain.to_json()).hash == plain.hash
+
+
+def test_a_fault_in_a_variable_is_reported_as_a_missing_variable() -> None:
+    given = tomllib.loads(STUDY_TOML)
+    first, second = dict(given["variables"][0]), dict(given["variables"][1])
+    small = {**given, "variables": [{**first, "kind": "continous"}, second], "effects": [], "knowledge": {}}
+    with pytest.raises(ConfigurationError) as caught:
+        Study.from_mapping(small)
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == ["variables.0.kind"]
+    with pytest.raises(ConfigurationError, match="2 at least"):
+        Study.from_mapping({**small, "variables": [first]})
