@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from causaldao.aggregation.rules import RULES, faults_left
+from causaldao.aggregation.rules import RULES, faults_left, require
 from causaldao.ballots import Ballot, Proposal, propose
 from causaldao.consensus import Consensus, ConsensusRule, adopt
-from causaldao.errors import CausalDAOError, DataError, NotIdentifiable
+from causaldao.errors import CausalDAOError, DataError, GuaranteeError, NotIdentifiable
 from causaldao.members import quorum
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.effects import Effect, average_effect, doubted, effect_set
@@ -38,6 +38,14 @@ def questions_of(study: Study) -> tuple[Question, ...]:
         for effect in study.effects
         if effect.adjustment != "auto"
     )
+
+
+def require_members(study: Study, members: int) -> None:
+    """Refuse a study whose rules cannot bear its f with this many members; the error names the largest f they bear."""
+    for rule in dict.fromkeys((study.aggregation.pool, study.aggregation.rule)):
+        require(rule, members, study.consensus.faulty)
+    if study.consensus.faulty >= members:
+        raise GuaranteeError(f"faulty = {study.consensus.faulty} of {members} members: the largest f is {members - 1}.")
 
 
 def answers_needed(study: Study, members: int) -> int:

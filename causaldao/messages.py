@@ -21,7 +21,6 @@ from causaldao.errors import IdentityError
 from causaldao.signing import SigningKey, Statement, Tensors, VerifyKey, digest, seal, unseal
 
 COORDINATOR = "coordinator"  # the name under which requests are signed
-KINDS = ("rollcall", "locate", "evidence", "ballot", "update", "evaluation", "close")
 REFUSAL = "refusal."  # prefix of the kind of a signed refusal
 MAX_REQUEST_BYTES = 64 << 20
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from causaldao.aggregation import aggregate
-from causaldao.aggregation.rules import faults_left, require
+from causaldao.aggregation.rules import faults_left
 from causaldao.ballots import Ballot, Proposal, recheck
 from causaldao.budget import Spend, epsilon_of, plan
 from causaldao.decisions import (
@@ -31,6 +31,7 @@ from causaldao.decisions import (
     estimate_effects,
     first_model,
     moved,
+    require_members,
     update_size,
 )
 from causaldao.errors import CausalDAOError, ConfigurationError, GuaranteeError, IdentityError, LedgerError
@@ -115,7 +116,7 @@ class Coordinator:
         """
         self._load()
         try:
-            self._require_rules(len(self.roster.members))
+            require_members(self.study, len(self.roster.members))
             self._step("proposed", self._propose_study)
             self._step("roll-call", self._call_roll)
             self._step("evidence", self._gather_evidence)
@@ -379,10 +380,6 @@ class Coordinator:
     @property
     def _deadline(self) -> float:
         return self.study.members.deadline
-
-    def _require_rules(self, members: int) -> None:
-        for name in (self.study.aggregation.pool, self.study.aggregation.rule):
-            require(name, members, self.study.consensus.faulty)
 
     def _question(
         self, kind: str, round: int, body: Mapping[str, Any], tensors: Tensors | None = None,

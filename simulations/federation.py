@@ -21,7 +21,8 @@ from flwr.clientapp import ClientApp
 from causaldao.client.app import client_app
 from causaldao.client.data.checks import require as require_data
 from causaldao.client.node import Lifetime, Node, NodeConfig
-from causaldao.errors import ConfigurationError, GuaranteeError, MisuseError
+from causaldao.decisions import require_members
+from causaldao.errors import ConfigurationError, MisuseError
 from causaldao.ledger.bundle import export, write_policy
 from causaldao.ledger.log import Log
 from causaldao.members import Member, Roster
@@ -103,7 +104,7 @@ def simulate(
         the folder holds a run and ``resume`` was not asked for, or holds another run than the one to resume.
     """
     names = tuple(check_name(name) for name in sorted(data)) if isinstance(data, Mapping) else setting.names
-    _require_members(study, len(names))
+    require_members(study, len(names))
     parts = _dealt(study, data, setting, names)
     _claim(out, _described(study, data, setting), study, resume)
     nodes = _nodes(out, study, setting, parts, conducts or {})
@@ -122,15 +123,6 @@ def simulate(
         result = _result(study, coordinator, setting, names, data, nodes)
         _write(out, result, coordinator, roster)
     return result
-
-
-def _require_members(study: Study, members: int) -> None:
-    from causaldao.aggregation.rules import require
-
-    for rule in dict.fromkeys((study.aggregation.pool, study.aggregation.rule)):
-        require(rule, members, study.consensus.faulty)
-    if study.consensus.faulty >= members:
-        raise GuaranteeError(f"faulty = {study.consensus.faulty} of {members} members: the largest f is {members - 1}.")
 
 
 def _described(study: Study, data: pd.DataFrame | Mapping[str, pd.DataFrame], setting: Setting) -> dict[str, Any]:

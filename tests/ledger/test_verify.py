@@ -393,11 +393,16 @@ def test_files_that_are_no_bundle(data: bytes) -> None:
     refusal(data)
 
 
-@pytest.mark.parametrize("name", ["cosignatures", "entries", "head", "origin", "payloads", "format"])
-@pytest.mark.parametrize("value", [None, 1, "x", [], {}, [[]], [{}], {"a": 1}, True])
+OTHER = [
+    (name, value)
+    for name in ("cosignatures", "entries", "head", "origin", "payloads", "format")
+    for value in (None, 1, "x", [], {}, [[]], [{}], {"a": 1}, True)
+    if (name, value) != ("cosignatures", [])  # which is what a bundle of today holds
+]
+
+
+@pytest.mark.parametrize(("name", "value"), OTHER)
 def test_sections_of_another_type(bundle: bytes, name: str, value: object) -> None:
-    if (name, value) == ("cosignatures", []):
-        pytest.skip("that is the true value")
     refusal(cases.reencode(bundle, lambda document: document.update({name: value})))
 
 
