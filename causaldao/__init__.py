@@ -27,7 +27,8 @@ _PUBLIC = {
     "audit": "causaldao.audit",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604 - the names are strings, and lazy
+__all__ = ["__version__"]
+__all__.extend(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

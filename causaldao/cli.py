@@ -16,9 +16,12 @@ audit_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 def audit(
     bundle: Annotated[Path, typer.Argument(help="The bundle file.")],
     policy: Annotated[Path, typer.Option(help="The keys you trust; get it by another way than the bundle.")],
+    study: Annotated[
+        str | None, typer.Option(help="Only this study: its name, or its hash.", metavar="NAME|HASH")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")] = False,
 ) -> None:
-    """Verify BUNDLE, then recompute pool, proposal, ballots, adoption, effects and aggregates.
+    """Verify BUNDLE, then recompute pool, proposal, ballots, adoption, effects and aggregates of each study in it.
     Exit status 1 if one does not follow.
     """
     with command(as_json) as output:
@@ -26,7 +29,7 @@ def audit(
         from causaldao.ledger.cli import verified
 
         report = verified(bundle, policy)
-        result = audit(report)
+        result = audit(report, study)
         result.require()
         data = {
             "root": report.root, "size": report.size, "policy": report.policy_fingerprint, "checked": result.checked,

@@ -34,11 +34,11 @@ class Output:
                 {
                     "schema_version": SCHEMA_VERSION,
                     "status": "error",
-                    "error": {**described, "problems": list(error.problems), "help": f"docs/errors/{error.code}.md"},
+                    "error": {**described, "problems": list(error.problems), "help": f"docs/errors/{error.page}.md"},
                 }
             )
         else:
-            sys.stderr.write(f"error ({error.code}): {error}\n  help: docs/errors/{error.code}.md\n")
+            sys.stderr.write(f"error ({error.code}): {error}\n  help: docs/errors/{error.page}.md\n")
         raise SystemExit(error.exit_code)
 
     @staticmethod

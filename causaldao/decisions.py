@@ -5,12 +5,15 @@ the pure functions that the coordinator runs and an auditor runs again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite
 from typing import Any
 
 import numpy as np
 import torch
 
-from causaldao.aggregation.rules import RULES, faults_left, require
+from causaldao.aggregation import Aggregate, aggregate
+from causaldao.aggregation.rules import by_name, faults_left, require
 from causaldao.ballots import Ballot, Proposal, propose
 from causaldao.consensus import Consensus, ConsensusRule, adopt
 from causaldao.errors import CausalDAOError, DataError, GuaranteeError, NotIdentifiable
@@ -19,10 +22,13 @@ from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.effects import Effect, average_effect, doubted, effect_set
 from causaldao.models.graph import CausalGraph
 from causaldao.models.scm import LinearSCM, NeuralSCM
+from causaldao.optimisers import FedAdam
 from causaldao.pool import Pool, Question, Settings, pool
-from causaldao.signing import Tensors
+from causaldao.signing import Tensors, canonical, digest, sha256
 from causaldao.study import EffectSpec, Study
 
+_RULE, _OPTIMISER = "rule", "optimiser."
+MOST_FAULTY = 0.25  # share of members beyond which no rule of ours held its accuracy under strong label skew
 PARAMETERS = ("linear.weight", "linear.bias", "hidden.weight", "hidden.bias", "head.weight", "head.bias")
 
 
@@ -42,7 +48,7 @@ def questions_of(study: Study) -> tuple[Question, ...]:
 
 def require_members(study: Study, members: int) -> None:
     """Refuse a study whose rules cannot bear its f with this many members; the error names the largest f they bear."""
-    for rule in dict.fromkeys((study.aggregation.pool, study.aggregation.rule)):
+    for rule in _rules(study):
         require(rule, members, study.consensus.faulty)
     if study.consensus.faulty >= members:
         raise GuaranteeError(f"faulty = {study.consensus.faulty} of {members} members: the largest f is {members - 1}.")
@@ -51,9 +57,46 @@ def require_members(study: Study, members: int) -> None:
 def answers_needed(study: Study, members: int) -> int:
     """The fewest answers with which a step goes on: a quorum for which the rules hold, but never more than n - f."""
     faulty = study.consensus.faulty
-    rules = {study.aggregation.pool, *([study.aggregation.rule] if study.training.rounds else [])}
-    least = max(RULES[name].least(faulty) for name in rules)
-    return max(min(members - faulty, max(least, quorum(members, faulty))), 1)
+    return max(min(members - faulty, max(least_members(study), quorum(members, faulty))), 1)
+
+
+def least_members(study: Study) -> int:
+    """The fewest members with whom every rule that the study uses bears its f, and not everybody may lie."""
+    faulty = study.consensus.faulty
+    return max(faulty + 1, *(by_name(name).least(faulty) for name in _rules(study)))
+
+
+def _rules(study: Study) -> tuple[str, ...]:
+    """The rules that the study uses: that of the updates only if there are any."""
+    spec = study.aggregation
+    return tuple(dict.fromkeys((spec.pool, spec.rule) if study.training.rounds else (spec.pool,)))
+
+
+def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
+    """What lies within the rules' bounds and yet asks much of them, in words; ``members`` 0: their number is open."""
+    faulty, spec = study.consensus.faulty, study.aggregation
+    if not faulty or not study.training.rounds:
+        return ()
+    found, enough = [], ceil(faulty / MOST_FAULTY)
+    if (members or least_members(study)) < enough:
+        share = f"{faulty} of {members}" if members else f"With fewer than {enough} members, faulty = {faulty}"
+        found.append(
+            f"{share} may lie, more than a quarter: where the members' outcomes are of very different mixes (strong "
+            "label skew), nothing is known to hold there, whatever the rule. Admit at least "
+            f"{enough} members, declare a smaller faulty, or ask only members whose records are alike."
+        )
+    number = members or max(enough, least_members(study))
+    kappa = by_name(spec.rule).kappa(number, faulty)
+    if kappa is None or not isfinite(kappa):
+        found.append(
+            f"The rule {spec.rule!r} has no proven bound on what {faulty} liars among {number} members can do."
+        )
+    if isinstance(spec.build(), FedAdam):
+        found.append(
+            f"The optimiser {spec.optimiser!r} steps as far in entries that honest members hardly move as in any "
+            "other: the bound of the rule does not carry over to the model."
+        )
+    return tuple(found)
 
 
 def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) -> Pool:
@@ -169,6 +212,46 @@ def update_size(study: Study) -> int:
     """The number of entries of an update: public, from the study alone."""
     d, hidden = len(study.names), study.training.hidden
     return d * (d + 1) + d * hidden * (d + 1) + d * (hidden + 1)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a round of training ends with and the next begins with: the model, and ``memory``, what the rule and the
+    server optimiser keep ("rule", and each slot of the optimiser under "optimiser." and its name)."""
+
+    model: Tensors
+    memory: Tensors
+
+
+def generator_of(study: Study, round: int, base: str) -> torch.Generator:
+    """The randomness of a round's rule, that anybody can draw again: seeded by study, round and digest of its base.
+
+    Nobody chooses it freely, but whoever knows the base knows it before the updates are made. Bucketing bears that: its
+    guarantee counts the buckets that liars are in, at most f whichever they are.
+    """
+    return torch.Generator().manual_seed(int(sha256(canonical(["aggregation", study.hash, round, base]))[:15], 16))
+
+
+def decide_round(
+    study: Study, round: int, before: Learnt, updates: torch.Tensor, faulty: int
+) -> tuple[Aggregate, Learnt]:
+    """Aggregate the members' updates (n, k), in the order of their names, and let the server's optimiser take its step.
+
+    Raises
+    ------
+    GuaranteeError
+        n and ``faulty`` outside the rule's bound.
+    """
+    spec, kept = study.aggregation, {name: torch.from_numpy(array.copy()) for name, array in before.memory.items()}
+    generator = generator_of(study, round, digest(before.model))
+    found = aggregate(updates, spec.rule, faulty, generator=generator, state=kept.pop(_RULE, None))
+    optimiser = spec.build()
+    slots = {name.removeprefix(_OPTIMISER): slot for name, slot in kept.items()} or optimiser.init(updates.shape[1])
+    slots, step = optimiser.apply(slots, found.vector)
+    memory = {_OPTIMISER + name: slot.numpy() for name, slot in slots.items()}
+    if found.state is not None:
+        memory[_RULE] = found.state.numpy()
+    return found, Learnt(moved(before.model, step), memory)
 
 
 def moved(model: Tensors, change: torch.Tensor) -> Tensors:

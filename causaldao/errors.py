@@ -9,12 +9,15 @@
     ├── GuaranteeError      13   too few members, or more faults than a rule can bear
     ├── IdentityError       14   a signature, a key or an envelope is not what it should be
     ├── LedgerError         15   the ledger cannot be written, or is inconsistent
+    │   ├── ProofError      15   a Merkle proof does not prove what it is shown for
+    │   └── StaleError      15   a checkpoint does not reach what a witness has seen
     ├── NotIdentifiable     16   the graph and the data cannot answer the question
     ├── NetworkError        17   a peer could not be reached in time
     └── RefusedError        18   the node's own policy says no
+        └── DeclinedError   18   its owner read the study and said no
 
 The number is the exit status of the command line; ``code`` is the stable word that may cross the wire (the text never
-does). Each has a page in ``docs/errors``.
+does). Each has a page in ``docs/errors``, named after ``page``.
 """
 
 from __future__ import annotations
@@ -35,6 +38,11 @@ class CausalDAOError(Exception):
         super().__init__(message)
         self.message = message
         self.problems = tuple(problems)
+
+    @property
+    def page(self) -> str:
+        """The name of its page in ``docs/errors``."""
+        return self.code
 
     def __str__(self) -> str:
         return "\n".join([self.message, *(f"  - {problem}" for problem in self.problems)])
@@ -96,6 +104,20 @@ class LedgerError(CausalDAOError):
     code = "ledger"
 
 
+class ProofError(LedgerError):
+    """A Merkle proof does not prove what it is shown for."""
+
+
+class StaleError(LedgerError):
+    """A checkpoint does not reach what a witness has seen already: it must be shown one that does, with a proof."""
+
+    code = "stale"
+
+    @property
+    def page(self) -> str:
+        return LedgerError.code
+
+
 class NotIdentifiable(CausalDAOError):
     """The question has no answer from this graph and these data."""
 
@@ -115,3 +137,24 @@ class RefusedError(CausalDAOError):
 
     exit_code = 18
     code = "refused"
+
+
+class DeclinedError(RefusedError):
+    """The node's owner declined this study: an answer, unlike the silence of one who has not decided yet."""
+
+    code = "declined"
+
+    @property
+    def page(self) -> str:
+        return RefusedError.code
+
+
+def by_code(code: str) -> type[CausalDAOError]:
+    """The class of an error that another process told by its code; `CausalDAOError` for a code that is none."""
+    waiting: list[type[CausalDAOError]] = [CausalDAOError]
+    while waiting:
+        found = waiting.pop()
+        if found.code == code:
+            return found
+        waiting.extend(found.__subclasses__())
+    return CausalDAOError

@@ -10,29 +10,64 @@ from dataclasses import dataclass
 from typing import Any
 
 from causaldao.errors import GuaranteeError, IdentityError
+from causaldao.ledger.note import COSIGNER, Verifier
 from causaldao.signing import Statement, VerifyKey, check_name, peek, unseal
 
 
 @dataclass(frozen=True)
 class Member:
-    """An institution: a slug, a signing key and the epoch in which the key was admitted."""
+    """An institution: a slug, a signing key, a witness key and the epoch in which the keys were admitted.
+
+    The witness key cosigns the ledger's checkpoints and nothing else, so it is another than the signing key.
+    """
 
     name: str
     key: VerifyKey
+    witness: VerifyKey
     epoch: int = 0
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.key == self.witness:
+            raise IdentityError(f"{self.name!r} uses key {self.key.id} to sign and to witness: it needs two keys.")
+
+    @property
+    def keys(self) -> tuple[VerifyKey, VerifyKey]:
+        return self.key, self.witness
+
+    @property
+    def verifier(self) -> Verifier:
+        """The witness key under its name, of type 0x04: what a checkpoint's cosignature is checked with."""
+        return Verifier.of(self.name, self.witness, COSIGNER)
+
+    @property
+    def witness_text(self) -> str:
+        """The same as a C2SP verifier key."""
+        return self.verifier.text
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "key": self.key.to_text(self.name), "epoch": self.epoch}
+        return {
+            "name": self.name, "key": self.key.to_text(self.name), "witness": self.witness_text, "epoch": self.epoch,
+        }  # fmt: skip
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Member:
-        name, key = VerifyKey.from_text(value["key"])
-        if name != value["name"]:
-            raise IdentityError(f"The key of {name!r} stands under the name {value['name']!r}.")
-        return Member(name, key, value["epoch"])
+        (name, key), (witnessed, witness) = VerifyKey.from_text(value["key"]), read_witness(value["witness"])
+        for found in (name, witnessed):
+            if found != value["name"]:
+                raise IdentityError(f"The key of {found!r} stands under the name {value['name']!r}.")
+        return Member(name, key, witness, value["epoch"])
+
+
+def witness_text(name: str, key: VerifyKey) -> str:
+    """The C2SP verifier key of a witness, ``name+hash+base64(0x04 || key)``."""
+    return Verifier.of(name, key, COSIGNER).text
+
+
+def read_witness(text: str) -> tuple[str, VerifyKey]:
+    """Name and key of a witness's verifier key; an IdentityError if it is none, or a key that signs something else."""
+    verifier = Verifier.parse(text, (COSIGNER,))
+    return verifier.name, VerifyKey(verifier.key)
 
 
 @dataclass(frozen=True)
@@ -46,9 +81,9 @@ class Roster:
     def __post_init__(self) -> None:
         check_name(self.federation)
         names = [member.name for member in self.members]
-        keys = {member.key.raw for member in self.members}
-        if len(set(names)) != len(names) or len(keys) != len(names):
-            raise IdentityError("Every member needs a name and a key of its own: one institution, one vote.")
+        keys = {key.raw for member in self.members for key in member.keys}
+        if len(set(names)) != len(names) or len(keys) != 2 * len(names):
+            raise IdentityError("Every member needs a name and keys of its own: one institution, one vote.")
         if not 0 <= self.faulty < max(len(names), 1):
             raise GuaranteeError(f"faulty = {self.faulty} must lie in [0, {len(names) - 1}] with {len(names)} members.")
 
@@ -56,12 +91,16 @@ class Roster:
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(member.name for member in self.members))
 
-    def key(self, name: str) -> VerifyKey:
-        """The key of a member; an unknown name is an IdentityError."""
+    def member(self, name: str) -> Member:
+        """A member by name; an unknown name is an IdentityError."""
         for member in self.members:
             if member.name == name:
-                return member.key
+                return member
         raise IdentityError(f"{name!r} is not a member of {self.federation!r}: only admitted keys are heard.")
+
+    def key(self, name: str) -> VerifyKey:
+        """The signing key of a member; an unknown name is an IdentityError."""
+        return self.member(name).key
 
     def open(self, envelope: bytes, *, study: str, round: int, kind: str) -> Statement:
         """The verified statement of an envelope for this slot; the key is the admitted one of the member it names.

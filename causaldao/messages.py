@@ -27,13 +27,16 @@ MAX_REQUEST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Parcel:
-    """An envelope (DSSE bytes) and the tensors that travel beside it."""
+    """An envelope (DSSE bytes), the tensors that travel beside it, and what the message shows or says of the ledger
+    (`causaldao.trail`; empty: nothing)."""
 
     envelope: bytes
     tensors: Tensors = field(default_factory=dict)
+    trail: bytes = b""
 
     def pack(self) -> bytes:
-        """One byte string (safetensors with the envelope as metadata): what a release cache stores."""
+        """One byte string (safetensors with the envelope as metadata): what a release cache stores. What is said of the
+        ledger is of the moment, and is not part of it."""
         return bytes(_save(dict(self.tensors), {"envelope": base64.b64encode(self.envelope).decode()}))
 
     @staticmethod

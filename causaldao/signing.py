@@ -160,6 +160,8 @@ class SigningKey:
             raise IdentityError(f"The key file {path} cannot be written: {error.strerror}.") from error
         with os.fdopen(descriptor, "wb") as file:
             file.write(pem)
+            file.flush()
+            os.fsync(descriptor)
 
     def sign(self, data: bytes) -> bytes:
         return self._private.sign(data)

@@ -8,20 +8,27 @@ the same have one hash, and a default that changes in a later version changes it
 from __future__ import annotations
 
 import tomllib
+from dataclasses import asdict
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from causaldao.aggregation.rules import RULES
-from causaldao.errors import CausalDAOError, ConfigurationError
+from causaldao.aggregation.rules import by_name
+from causaldao.errors import CausalDAOError, ConfigurationError, MisuseError
 from causaldao.models.discovery.evidence import Dictionary, Variable
 from causaldao.models.knowledge import Knowledge
+from causaldao.optimisers import FedAdam, FedAvg, FedAvgM, build
 from causaldao.signing import canonical, sha256
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+_NEEDS = {
+    "reference": "compares with an update that is trusted beforehand; in a study no member's is, and none that the "
+    "coordinator made could be computed again by an auditor. Choose a rule that needs none, such as 'arc+caf'"
+}  # what a rule may need and a study cannot give
+SETTINGS = ("rate", "momentum", "second", "floor")  # of a server optimiser
 
 
 class _Table(BaseModel):
@@ -82,7 +89,11 @@ class ConsensusSpec(_Table):
 
 
 class TrainingSpec(_Table):
-    """Private federated training; ``rounds = 0`` makes a study that votes on the graph only."""
+    """Private federated training; ``rounds = 0`` makes a study that votes on the graph only.
+
+    ``proximal`` is μ of FedProx (Li et al. 2020), ``momentum`` β of the members' own average over rounds (Karimireddy
+    et al. 2021). Both act on what the noise has already covered, so they cost no ε.
+    """
 
     model: Literal["neural-scm"] = "neural-scm"
     hidden: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -91,13 +102,27 @@ class TrainingSpec(_Table):
     sample_rate: Fraction = 0.05
     rate: Annotated[float, Field(gt=0, le=10)] = 0.1
     clip: Annotated[float, Field(gt=0)] = 1.0
+    proximal: Annotated[float, Field(ge=0, le=100)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
 class AggregationSpec(_Table):
-    """The robust rule for evidence and updates. ``pool`` names the rule of the pool."""
+    """The robust rule of the updates, the rule of the pool, and what the model makes of an aggregate: `optimisers`.
 
-    rule: Annotated[str, Field(min_length=1, max_length=64)] = "multi-krum"
+    What an optimiser's own settings are not given, its defaults fill in; one that it does not have is refused.
+    """
+
+    rule: Annotated[str, Field(min_length=1, max_length=64)] = "arc+caf"
     pool: Literal["multi-krum", "mean"] = "multi-krum"
+    optimiser: Annotated[str, Field(min_length=1, max_length=64)] = "fedavg"
+    rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    second: Annotated[float, Field(ge=0, lt=1)] | None = None
+    floor: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    def build(self) -> FedAvg | FedAvgM | FedAdam:
+        """The server optimiser; a MisuseError for an unknown one, or for a setting that it does not have."""
+        return build(self.optimiser, self.model_dump(include=set(SETTINGS)))
 
 
 class SplitSpec(_Table):
@@ -183,6 +208,7 @@ class Study(_Table):
         """The JSON form that is hashed: validated, defaults filled in."""
         value: dict[str, Any] = self.model_dump(mode="json")
         value["discovery"]["clip"] = self.dictionary.clip
+        value["aggregation"] |= asdict(self.aggregation.build())
         return value
 
     @cached_property
@@ -243,8 +269,12 @@ def _range_faults(study: Study) -> list[str]:
         faults.append(f"privacy.split must sum to 1, but evidence + training + evaluation = {total:g}")
     if study.training.rounds and not (split.training > 0 and split.evaluation > 0):
         faults.append("training.rounds > 0 needs privacy.split.training and .evaluation above 0")
-    if study.aggregation.rule not in RULES:
-        faults.append(f"aggregation.rule is {study.aggregation.rule!r}; choose one of {', '.join(RULES)}")
+    faults += _aggregation_faults(study.aggregation)
+    stretch = study.training.rate * study.training.proximal
+    if stretch > 1:
+        faults.append(
+            f"training.proximal: rate × proximal = {stretch:g} must be at most 1, or a step overshoots the shared model"
+        )
     if study.members.n_min > study.members.n_max:
         faults.append(f"members.n_min {study.members.n_min} exceeds n_max {study.members.n_max}")
     if len(study.variables) < 2:
@@ -255,4 +285,19 @@ def _range_faults(study: Study) -> list[str]:
             faults.append(f"the binary variable {variable.name!r} needs bounds [0, 1], not [{low:g}, {high:g}]")
         if variable.kind == "count" and low < 0:
             faults.append(f"the count {variable.name!r} needs a lower bound of 0 or more, not {low:g}")
+    return faults
+
+
+def _aggregation_faults(spec: AggregationSpec) -> list[str]:
+    faults = []
+    try:
+        rule = by_name(spec.rule)
+    except MisuseError as error:
+        faults.append(f"aggregation.rule: {error}")
+    else:
+        faults += [f"aggregation.rule: {spec.rule!r} {_NEEDS[need]}" for need in sorted(rule.needs & set(_NEEDS))]
+    try:
+        spec.build()
+    except MisuseError as error:
+        faults.append(f"aggregation.optimiser: {error}")
     return faults

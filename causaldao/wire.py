@@ -17,6 +17,7 @@ from causaldao.messages import MAX_REQUEST_BYTES, Parcel, Shape, check_shapes, s
 from causaldao.signing import MAX_ENVELOPE_BYTES, raw_bytes
 
 _STYPE = "raw.le"
+_LEDGER = "ledger"
 _DTYPES = frozenset({"int64", "float32", "float64"})
 
 
@@ -26,7 +27,13 @@ def to_records(parcel: Parcel) -> RecordDict:
         name: Array(dtype=array.dtype.name, shape=tuple(array.shape), stype=_STYPE, data=raw_bytes(array))
         for name, array in sorted(parcel.tensors.items())
     }
-    return RecordDict({"causaldao": ConfigRecord({"envelope": parcel.envelope}), "tensors": ArrayRecord(arrays)})
+    content = RecordDict({"causaldao": ConfigRecord({"envelope": parcel.envelope}), "tensors": ArrayRecord(arrays)})
+    return with_trail(content, parcel.trail) if parcel.trail else content
+
+
+def with_trail(content: RecordDict, trail: bytes) -> RecordDict:
+    """The same records, not copied, and beside them what is shown or said of the ledger."""
+    return RecordDict({**content, _LEDGER: ConfigRecord({"trail": trail})})
 
 
 def from_records(content: RecordDict, expected: Mapping[str, Shape] | None = None) -> Parcel:
@@ -42,10 +49,12 @@ def from_records(content: RecordDict, expected: Mapping[str, Shape] | None = Non
     """
     envelope = content["causaldao"].get("envelope") if "causaldao" in content.config_records else None
     arrays = content.array_records.get("tensors")
-    if not isinstance(envelope, bytes) or arrays is None or len(content) != 2:
-        raise IdentityError("The message does not hold the two records 'causaldao' and 'tensors'.")
+    trail = content[_LEDGER].get("trail") if _LEDGER in content.config_records else b""
+    records = 2 + (_LEDGER in content)
+    if not isinstance(envelope, bytes) or arrays is None or not isinstance(trail, bytes) or len(content) != records:
+        raise IdentityError("The message does not hold the records 'causaldao' and 'tensors', and maybe 'ledger'.")
     _check_sizes(envelope, arrays, expected)
-    return Parcel(envelope, {name: _array(name, array) for name, array in arrays.items()})
+    return Parcel(envelope, {name: _array(name, array) for name, array in arrays.items()}, trail)
 
 
 def _check_sizes(envelope: bytes, arrays: ArrayRecord, expected: Mapping[str, Shape] | None) -> None:

@@ -1,9 +1,9 @@
 """The institution's node: it answers the coordinator's signed requests, and enforces what its owner approved.
 
-A request is answered only if the pinned coordinator signed it, for a study whose hash stands in the owner's list. Rows
-are read here and never leave; what leaves is noised, debited in the privacy journal first, stored, then sent. Any error
-stops the processing and leaves as a signed refusal that holds the error's code and nothing else; its text stays in the
-node's own log.
+A request is answered only if the pinned coordinator signed it, for a study that the owner approved. Rows are read here
+and never leave; what leaves is noised, debited in the privacy journal first, stored, then sent. Any error stops the
+processing and leaves as a signed refusal that holds the error's code and nothing else; its text stays in the node's own
+log.
 """
 
 from __future__ import annotations
@@ -11,67 +11,44 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from causaldao import __version__
 from causaldao.ballots import Ballot, Proposal, cast
 from causaldao.budget import Spend, epsilon_of, plan
+from causaldao.client import approvals
 from causaldao.client.answers import Answers, Slot
-from causaldao.client.data.checks import conform, require
-from causaldao.client.data.sources import read
+from causaldao.client.config import Lifetime, NodeConfig
+from causaldao.client.data.checks import check, conform
+from causaldao.client.data.mapping import apply, faults, mismatches
+from causaldao.client.data.sources import load, persons_twice
+from causaldao.client.dictionary import key_path
 from causaldao.client.privacy.dpsgd import PrivateSteps
 from causaldao.client.privacy.journal import Cap, Journal, ReleaseKey
 from causaldao.client.privacy.noise import NoiseSource
 from causaldao.client.privacy.release import release_evidence
-from causaldao.client.training import evaluate, train
-from causaldao.errors import BudgetError, CausalDAOError, ConfigurationError, IdentityError, RefusedError
+from causaldao.client.training import Momentum, averaged, evaluate, train
+from causaldao.errors import BudgetError, CausalDAOError, ConfigurationError, DataError, IdentityError, RefusedError
 from causaldao.messages import REFUSAL, Parcel, fields, make, open_request
 from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
-from causaldao.signing import NAME, SigningKey, Statement, Tensors, VerifyKey, canonical, sha256
+from causaldao.signing import SigningKey, Statement, Tensors, VerifyKey, canonical, peek, sha256
 from causaldao.study import Study
+
+__all__ = ["Lifetime", "Node", "NodeConfig", "Table", "check_study", "declared_knowledge", "require_budget"]
 
 Table = pd.DataFrame
 _LOG = logging.getLogger(__name__)
 _PER_ROUND = ("update", "evaluation")
+_AVERAGE, _ROUNDS = _OWN = ("own.average", "own.rounds")  # stored beside an update, and never sent
 _UNEXPECTED = "error"  # the code of a failure that is none of ours
-
-
-class Lifetime(BaseModel):
-    """The most a data set may ever spend, over all studies."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    epsilon: Annotated[float, Field(gt=0)] = 10.0
-    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
-
-
-class NodeConfig(BaseModel):
-    """The node's own file. ``dataset`` is the name its budget is kept under, whatever file holds it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
-    federation: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
-    coordinator: str
-    data: str
-    dataset: Annotated[str, Field(min_length=1, max_length=200)]
-    approved: tuple[str, ...] = ()
-    lifetime: Lifetime = Lifetime()
-    knowledge: str | None = None
-    insecure_seed: int | None = None
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], source: str) -> NodeConfig:
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            problems = [f"{source}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-            raise ConfigurationError(f"{source} has {len(problems)} fault(s):", problems=problems) from error
 
 
 @dataclass
@@ -81,6 +58,19 @@ class Node:
     config: NodeConfig
     key: SigningKey
     folder: Path
+
+    @classmethod
+    def open(cls, folder: Path) -> Node:
+        """The node of a folder that has joined a federation, with the key that lies there.
+
+        Raises
+        ------
+        ConfigurationError
+            a file of the node is absent or wrong, or it has not joined.
+        IdentityError
+            the key cannot be read, or others can read it.
+        """
+        return cls(NodeConfig.load(folder), SigningKey.load(key_path(folder)), folder)
 
     @cached_property
     def journal(self) -> Journal:
@@ -98,7 +88,11 @@ class Node:
     @cached_property
     def table(self) -> Table:
         """The institution's rows, as its owner would have them read."""
-        return read(self.folder / self.config.data)
+        return load(self.config.table, self.folder)
+
+    def rows(self, study: Study) -> Table:
+        """The rows as the study's variables: the owner's mapping applied."""
+        return apply(self.table, self.config.mapping, study.dictionary)
 
     @cached_property
     def knowledge(self) -> Knowledge:
@@ -123,7 +117,16 @@ class Node:
             # Flower would send the text of an exception, and with it values of records, to the server.
             _LOG.exception("%s of study %s failed", request.kind, request.study[:12])
             code = _UNEXPECTED
-        return self._seal(request, REFUSAL + request.kind, {"code": code}, {}, nonce=request.nonce)
+        return self.refuse(request, code)
+
+    def refuse(self, request: Statement, code: str, trail: bytes = b"") -> Parcel:
+        """The signed refusal of a request."""
+        parcel = self._seal(request, REFUSAL + request.kind, {"code": code}, {}, nonce=request.nonce)
+        return replace(parcel, trail=trail)
+
+    def say(self, request: Statement, body: Mapping[str, Any], kind: str = "") -> Parcel:
+        """A signed word in a request's study and round that takes no slot; ``kind`` is the request's unless given."""
+        return self._seal(request, kind or request.kind, body, {})
 
     def _answer(self, request: Statement, tensors: Tensors) -> Parcel:
         steps = {
@@ -132,28 +135,26 @@ class Node:
             "ballot": self._ballot,
             "update": self._update,
             "evaluation": self._evaluation,
+            "release": self._vote_release,
             "close": self._close,
         }
         if request.kind not in (*steps, "locate"):
             raise IdentityError(f"There is no request of kind {request.kind!r}.")
-        if request.study not in self.config.approved:
-            raise RefusedError(
-                f"Study {request.study[:12]} is not approved here: "
-                "its owner must approve that hash before any row is read."
-            )
+        approvals.require(self.folder, request.study, self.config.approved)
         if request.kind not in _PER_ROUND and request.round != 0:
             raise RefusedError(f"A {request.kind!r} is asked for once, in round 0, not in round {request.round}.")
         if request.kind == "locate":
             return self._locate(request)
         base = sha256(canonical({"body": request.body, "digest": request.digest}))
         slot = Slot(request.study, request.round, request.kind)
-        return Parcel.unpack(self.answers.once(slot, base, lambda: steps[request.kind](request, tensors, base)))
+        stored = self.answers.once(slot, base, lambda: steps[request.kind](request, tensors, base))
+        return _signed_part(Parcel.unpack(stored))
 
     def _locate(self, request: Statement) -> Parcel:
         """Say which node this is, by signing the coordinator's fresh challenge: a stored answer could be replayed by
         another. Not an answer of the study, so no slot is taken."""
         fields(request.body, {"challenge": str})
-        return self._seal(request, request.kind, request.body, {})
+        return self.say(request, request.body)
 
     def _rollcall(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         fields(request.body, {"study": dict})
@@ -161,7 +162,13 @@ class Node:
         if study.hash != request.study:
             raise RefusedError("The study that came does not have the hash that was approved.")
         # Columns and budget only: to refuse over what one record holds would tell of that record.
-        conform(self.table.head(0), study.dictionary)
+        head = self.table.head(0)
+        unfit = _unfit(self.config, head, study)
+        if unfit:
+            raise DataError(
+                f"The mapping in node.toml does not fit study {study.name!r}:", problems=tuple(unfit.values())
+            )
+        conform(apply(head, self.config.mapping, study.dictionary), study.dictionary)
         require_budget(self.config, self.folder, study)
         self.answers.keep_study(study.hash, study.to_json())
         return self._seal(request, "rollcall", {"version": __version__, "noise": self._noise_kind(study)}, {}).pack()
@@ -173,7 +180,7 @@ class Node:
 
         def draw() -> bytes:
             noise = self._noise(study, request)
-            moments = release_evidence(self.table, study.dictionary, spending.sigma, noise)
+            moments = release_evidence(self.rows(study), study.dictionary, spending.sigma, noise)
             return self.reply(request, {"noise": noise.kind}, {"moments": moments})
 
         return self._release(study, request, base, spending.evidence, draw)
@@ -193,10 +200,28 @@ class Node:
 
         def draw() -> bytes:
             noise = self._noise(study, request)
-            delta = train(tensors, request.body["model"], self.table, study.dictionary, self._steps(study), noise)
-            return self.reply(request, {"base": request.digest}, dict(delta))
+            trained = train(
+                tensors, request.body["model"], self.rows(study), study.dictionary, self._steps(study), noise,
+                proximal=study.training.proximal,
+            )  # fmt: skip
+            momentum = averaged(trained["delta"], self._momentum(study, request.round), study.training.momentum)
+            reply = self.reply(request, {"base": request.digest}, {"delta": momentum.average})
+            return _keeping(reply, momentum)
 
         return self._release(study, request, base, spend, draw)
+
+    def _momentum(self, study: Study, round: int) -> Momentum | None:
+        """The momentum of the last earlier round that this node answered; None before its first.
+
+        It is read from the stored answers, the very bytes that were released and debited: nothing that was drawn and
+        then lost can flow into a later answer, and a node that was restarted goes on as if nothing had been.
+        """
+        for earlier in reversed(range(1, round)):
+            stored = self.answers.reply(Slot(study.hash, earlier, "update"))
+            if stored is not None:
+                kept = Parcel.unpack(stored).tensors
+                return Momentum(kept[_AVERAGE], int(kept[_ROUNDS][0]))
+        return None
 
     def _evaluation(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         fields(request.body, {"model": dict})
@@ -206,12 +231,27 @@ class Node:
 
         def draw() -> bytes:
             loss = evaluate(
-                tensors, request.body["model"], self.table, study.dictionary, bound=study.privacy.loss_bound,
+                tensors, request.body["model"], self.rows(study), study.dictionary, bound=study.privacy.loss_bound,
                 noise_multiplier=spend.noise_multiplier, count=self._count(study), noise=self._noise(study, request),
             )  # fmt: skip
             return self.reply(request, {"base": request.digest}, dict(loss))
 
         return self._release(study, request, base, spend, draw)
+
+    def _vote_release(self, request: Statement, tensors: Tensors, base: str) -> bytes:
+        """A vote for the release of the model that this node evaluated last, on a graph over the study's variables."""
+        fields(request.body, {"model": str, "dag": dict})
+        study = self._study(request)
+        last = self.answers.reply(Slot(study.hash, study.training.rounds, "evaluation"))
+        model = "" if last is None else peek(Parcel.unpack(last).envelope).body["base"]
+        if request.body["model"] != model:
+            raise RefusedError(
+                f"The release is of model {request.body['model'][:12] or 'none'}, but this node evaluated "
+                f"{model[:12] or 'none'} last."
+            )
+        if set(_graph(request.body["dag"]).nodes) != set(study.names):
+            raise RefusedError("The graph to be released speaks of other variables than the study.")
+        return self.reply(request, request.body, {})
 
     def _close(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         fields(request.body, {"result": str})
@@ -301,14 +341,15 @@ def check_study(config: NodeConfig, folder: Path, study: Study) -> tuple[str, ..
     Raises
     ------
     DataError
-        every fault of the data at once.
+        every fault of the mapping and of the data at once.
     BudgetError
         the study would pass the data set's lifetime cap.
     """
-    VerifyKey.from_text(config.coordinator)
+    if config.coordinator:
+        VerifyKey.from_text(config.coordinator)
     declared_knowledge(config, folder).check(study.names)
-    table = read(folder / config.data)
-    warnings = [str(warning) for warning in require(table, study.dictionary)]
+    table = load(config.table, folder)
+    warnings = [*_require_fit(config, table, study), *_person_warnings(config, folder)]
     if len(table) < study.members.n_min:
         warnings.append(
             f"warning: {len(table)} records are fewer than the study's n_min = {study.members.n_min}: evidence "
@@ -316,6 +357,47 @@ def check_study(config: NodeConfig, folder: Path, study: Study) -> tuple[str, ..
         )
     require_budget(config, folder, study)
     return tuple(warnings)
+
+
+def study_mismatches(config: NodeConfig, study: Study) -> tuple[str, ...]:
+    """Where the mapping in the node's file does not fit a study, in words; no row is read."""
+    return tuple(str(mismatch) for mismatch in mismatches(config.mapping, study.dictionary))
+
+
+def _unfit(config: NodeConfig, table: Table, study: Study) -> dict[tuple[str, str], str]:
+    """What is wrong with the mapping, by variable and kind of fault; columns only, no record."""
+    found = {(m.variable, m.what): str(m) for m in mismatches(config.mapping, study.dictionary)}
+    absent = faults(list(table.columns), config.mapping, study.dictionary)
+    return {**found, **{(name, "missing"): text for name, text in absent.items()}}
+
+
+def _require_fit(config: NodeConfig, table: Table, study: Study) -> list[str]:
+    unfit = _unfit(config, table, study)
+    missing = {name for name, what in unfit if what == "missing"}  # said once is enough
+    problems = [
+        problem
+        for problem in check(apply(table, config.mapping, study.dictionary), study.dictionary)
+        if problem.column not in missing
+    ]
+    errors = len(unfit) + sum(not problem.warning for problem in problems)
+    texts = [*unfit.values(), *map(str, problems)]
+    if errors:
+        raise DataError(
+            f"The data do not fit the study's dictionary: {errors} problem(s). Mend them and run the check again.",
+            problems=texts,
+        )
+    return texts
+
+
+def _person_warnings(config: NodeConfig, folder: Path) -> list[str]:
+    source = config.table
+    twice = persons_twice(source, folder) if source.cohort_view is not None else 0
+    if not twice:
+        return []
+    return [
+        f"warning: {twice} record(s) of the cohort view are a further row of a person who has one already: privacy is "
+        "that of a row, so make the view one row for each person."
+    ]
 
 
 def declared_knowledge(config: NodeConfig, folder: Path) -> Knowledge:
@@ -343,10 +425,30 @@ def require_budget(config: NodeConfig, folder: Path, study: Study) -> None:
         )
 
 
+def _keeping(reply: bytes, momentum: Momentum) -> bytes:
+    """A packed reply, and beside it what the node keeps for its next round: stored as one, so never one without the
+    other."""
+    signed = Parcel.unpack(reply)
+    own: Tensors = {_AVERAGE: momentum.average, _ROUNDS: np.array([momentum.rounds], dtype=np.int64)}
+    return replace(signed, tensors={**signed.tensors, **own}).pack()
+
+
+def _signed_part(stored: Parcel) -> Parcel:
+    """A stored answer without what the node keeps for itself."""
+    return replace(stored, tensors={name: array for name, array in stored.tensors.items() if name not in _OWN})
+
+
 def _required(spend: Spend | None) -> Spend:
     if spend is None:
         raise RefusedError("This study votes on the graph only: it trains and evaluates nothing.")
     return spend
+
+
+def _graph(value: Mapping[str, Any]) -> CausalGraph:
+    try:
+        return CausalGraph.from_json(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IdentityError("The graph is not in its JSON form.") from error
 
 
 def _proposal(value: Mapping[str, Any], study: Study) -> Proposal:

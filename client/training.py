@@ -4,12 +4,18 @@ node.
 Both are one release each of the sampled Gaussian mechanism and are to be called inside `Journal.release`,
 which counts them. Counts, rates, steps and scales are the study's or noisy; what is returned has a shape
 that the model alone decides.
+
+FedProx (Li et al. 2020, arXiv:1812.06127) and the momentum of Karimireddy et al. (2021, arXiv:2012.10333) cost
+no ε. The proximal term is a function of the parameters and of the public model that training started from, and
+is stepped along after the noise; the momentum is an average of updates that were noised, and paid for, each in
+its own round. Neither looks at a record, so both are post-processing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -38,18 +44,50 @@ def train(
     dictionary: Dictionary,
     steps: PrivateSteps,
     noise: NoiseSource | None = None,
-    penalty: Penalty | None = None,
+    *,
+    proximal: float = 0.0,
 ) -> dict[str, NDArray[np.float32]]:
     """{"delta": (k,) float32}: the noised change of the model's parameters, in the order of
     `named_parameters`.
 
     `base` and `meta` are those of `NeuralSCM.from_state`. Weights that the graph masks have no gradient,
-    and get no noise.
+    and get no noise. `proximal` is μ of FedProx: μ/2 ‖w - w_base‖² is added to the loss, each parameter measured
+    in its node's units as in clipping, so that a step draws every entry back by the same share, learning rate × μ,
+    and is stable while that is at most 1.
     """
     model, rows = _prepared(base, meta, frame, dictionary)
+    penalty = _proximal(model, proximal) if proximal else None
     support = {name: model.mask.bool()[:, None, :].expand_as(p) for name, p in _masked(model).items()}
     delta = private_steps(model, rows, steps, noise, units=_units(model), support=support, penalty=penalty)
     return {"delta": delta.numpy()}
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """What a node sends instead of a round's update: the average (k,) float32 of its updates so far, of which there
+    were `rounds`, the last one weighing most."""
+
+    average: NDArray[np.float32]
+    rounds: int
+
+
+def averaged(update: NDArray[np.float32], before: Momentum | None, beta: float) -> Momentum:
+    """Momentum β over the rounds in which a node took part: m ← βm + (1 - β)u, divided by 1 - β^t as in Adam.
+
+    Without the division the first of t updates would count 1 - β only, and a study of a few rounds would hardly
+    train. Divided, the weights of the t updates sum to 1: the first is sent as it is, and with β = 0 every one is.
+
+    What is averaged are changes, each of the model that was shared in its round. A node that misses rounds goes on
+    from the average it has, over the rounds in which it did take part: β^t counts those, not the study's rounds.
+    An average that is not finite, of a round that diverged and was not taken, is forgotten: one such round must not
+    shut a member out of all that follow.
+    """
+    if before is None or not np.isfinite(before.average).all():
+        return Momentum(update, 1)
+    rounds = before.rounds + 1
+    share = (1 - beta) / (1 - beta**rounds)
+    mixed = (1 - share) * before.average.astype(np.float64) + share * update.astype(np.float64)
+    return Momentum(mixed.astype(np.float32), rounds)
 
 
 def evaluate(
@@ -100,6 +138,21 @@ def _prepared(
 def _units(model: NeuralSCM) -> list[Tensor]:
     """A node's output in units of its noise: its loss then has a curvature near 1, whatever its scale."""
     return [torch.ones_like(model.scale) if layer is model.hidden else model.scale for layer in model.layers()]
+
+
+def _proximal(model: NeuralSCM, strength: float) -> Penalty:
+    """μ/2 ‖(w - w_base) / unit‖², with w_base the parameters of `model` now."""
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    units = dict(zip(("linear", "hidden", "head"), _units(model), strict=True))
+
+    def penalty(parameters: Mapping[str, Tensor]) -> Tensor:
+        moved = [
+            (p - start[name]) / units[name.split(".")[0]].reshape(-1, *[1] * (p.ndim - 1))
+            for name, p in parameters.items()
+        ]
+        return strength / 2 * torch.stack([change.double().square().sum() for change in moved]).sum()
+
+    return penalty
 
 
 def _masked(model: NeuralSCM) -> dict[str, Tensor]:

@@ -7,20 +7,24 @@ With `||` for concatenation, H for SHA-256 and R_i for the RFC 8785 bytes of rec
     link_0 = H(0x03 || origin)                               binds the chain to its log
     link_{i+1} = H(0x02 || uint64(i) || link_i || leaf_i)    the chain; record i names link_i as `previous`
 
-0x01 stays free for the interior nodes of RFC 6962: a Merkle tree over the same leaves needs no new hashes.
-The log's key signs a text for each entry and one for each head; the texts begin with words of their own, so
-that a signature of one can never be shown as one of the other.
+0x01 belongs to the interior nodes of RFC 6962: a Merkle tree stands over the same leaves (`causaldao.ledger.merkle`).
+The log's key signs a text for each entry, and a checkpoint (C2SP tlog-checkpoint) for each head. An entry's text has a
+number where a checkpoint has its root, which is 44 characters of base64: the signature of one can never be shown as
+one of the other.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeGuard
 
 from causaldao.errors import ConfigurationError, LedgerError
+from causaldao.ledger.merkle import leaf_hash
 from causaldao.signing import canonical, sha256
 
 STUDY_STATES = (
@@ -29,25 +33,33 @@ STUDY_STATES = (
 )  # fmt: skip
 KINDS = frozenset({
     "genesis", "member.admit", "member.rotate", "member.revoke", "evidence", "pool", "ballot", "adopt",
-    "update", "aggregate", "release", "privacy.spend", "complaint", "equivocation",
+    "update", "aggregate", "release", "privacy.spend", "complaint", "equivocation", "erasure",
+    "federation.faulty", "federation.edit", "federation.policy",
     *(f"study.{state}" for state in STUDY_STATES),
 })  # fmt: skip
 MAX_BODY_BYTES = 4 << 20
 MAX_PAYLOAD_BYTES = 64 << 20
 MAX_BODY_DEPTH = 32
+MAX_ERASED = 1024  # payloads that one entry erases
+EDITS = frozenset({"add", "remove", "reverse"})
+SALT_BYTES = 32
 
 # What an auditor must find in the body, whoever wrote it.
 _REQUIRED = {
     "genesis": ("federation",),
-    "member.admit": ("key", "member"),
-    "member.rotate": ("key", "member"),
-    "member.revoke": ("member",),
+    "member.admit": ("key", "member", "witness"),
+    "member.rotate": ("key", "member", "witness"),
+    "member.revoke": ("member", "reason"),
+    "federation.edit": ("study", "change", "reason"),
+    "federation.policy": ("name", "sha256"),
+    "erasure": ("reason",),
     "evidence": ("envelope",),
     "ballot": ("envelope",),
     "update": ("envelope",),
     **{f"study.{state}": ("study",) for state in STUDY_STATES},
 }
 _ORIGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,8 @@ class Entry:
     A member's message goes into the body under ``"envelope"`` (its DSSE text), and ``"manifest"`` beside it
     if it has tensors: the verifier then holds the ledger to that member's signature. An envelope that is
     recorded *because* it is bad belongs under another name, ``"exhibit"``.
+
+    The body is read once, when the entry is made: what it holds then is what is recorded.
 
     Raises
     ------
@@ -82,28 +96,52 @@ class Entry:
             raise LedgerError(
                 f"The body of a {self.kind!r} entry needs the texts {missing}, or no auditor can check it."
             )
-        _check_body(self.kind, self.body)
+        _check_body(self)
+        _check_kind(self.kind, self.body)
         for name, data in self.payloads.items():
             _check_payload(name, data)
 
-    @property
+    @cached_property
+    def encoded(self) -> bytes:
+        """The RFC 8785 bytes of the body."""
+        return canonical(dict(self.body))
+
+    @cached_property
     def content(self) -> str:
         """SHA-256 of all that is recorded but place and time: what must agree when a key comes again."""
-        return sha256(canonical({"kind": self.kind, "body": dict(self.body), "payloads": sorted(self.payloads)}))
+        return sha256(b'{"body":%b,"kind":"%b","payloads":%b}' % (self.encoded, self.kind.encode(), _names(self)))
 
 
 def record_bytes(entry: Entry, index: int, previous: str, time: str) -> bytes:
-    """R_i, the canonical bytes that are stored, hashed and exported without ever being written anew."""
-    return canonical(
-        {
-            "index": index,
-            "previous": previous,
-            "kind": entry.kind,
-            "time": time,
-            "body": dict(entry.body),
-            "payloads": sorted(entry.payloads),
-        }
+    """R_i, the canonical bytes that are stored, hashed and exported without ever being written anew.
+
+    Put together from the body's bytes, with the names sorted as RFC 8785 wants: to write the body once more would be
+    the costliest part of an append.
+    """
+    return b'{"body":%b,"index":%d,"kind":"%b","payloads":%b,"previous":"%b","time":"%b"}' % (
+        entry.encoded,
+        index,
+        entry.kind.encode(),
+        _names(entry),
+        previous.encode(),
+        time.encode(),
     )
+
+
+def salted(data: bytes, salt: bytes | None = None) -> tuple[str, bytes]:
+    """Name and bytes of a payload that hides ``data`` once it is erased: 32 random bytes, then the data.
+
+    Without the salt, what can be guessed (a name, a small number) could be found again from the hash that stays.
+
+    Raises
+    ------
+    LedgerError
+        a ``salt`` (None: from the operating system) of another length.
+    """
+    salt = os.urandom(SALT_BYTES) if salt is None else salt
+    if len(salt) != SALT_BYTES:
+        raise LedgerError(f"A payload's salt has {SALT_BYTES} random bytes, not {len(salt)}.")
+    return sha256(salt + data), salt + data
 
 
 def first_link(origin: str) -> str:
@@ -118,8 +156,7 @@ def first_link(origin: str) -> str:
 
 def next_link(index: int, previous: str, record: bytes) -> str:
     """link_{i+1} from i, link_i and R_i."""
-    leaf = sha256(b"\x00" + record)
-    return sha256(b"\x02" + struct.pack(">Q", index) + bytes.fromhex(previous) + bytes.fromhex(leaf))
+    return sha256(b"\x02" + struct.pack(">Q", index) + bytes.fromhex(previous) + leaf_hash(record))
 
 
 def entry_text(origin: str, index: int, link: str) -> bytes:
@@ -127,22 +164,68 @@ def entry_text(origin: str, index: int, link: str) -> bytes:
     return f"causaldao-entry/1\n{origin}\n{index}\n{link}\n".encode()
 
 
-def head_text(origin: str, size: int, root: str, time: str) -> bytes:
-    """What the log's key signs for a head."""
-    return f"causaldao-head/1\n{origin}\n{size}\n{root}\n{time}\n".encode()
+def _names(entry: Entry) -> bytes:
+    return b"[%b]" % b",".join(b'"%b"' % name.encode() for name in sorted(entry.payloads))
 
 
-def _check_body(kind: str, body: Mapping[str, Any]) -> None:
+def _check_body(entry: Entry) -> None:
     try:
-        size = len(canonical(dict(body)))
+        size = len(entry.encoded)
     except ConfigurationError as error:
-        raise LedgerError(f"The body of a {kind!r} entry cannot be recorded: {error}") from error
+        raise LedgerError(f"The body of a {entry.kind!r} entry cannot be recorded: {error}") from error
     if size > MAX_BODY_BYTES:
         raise LedgerError(
-            f"The body of a {kind!r} entry has {size} bytes, the bound is {MAX_BODY_BYTES}: put the bulk in a payload."
+            f"The body of a {entry.kind!r} entry has {size} bytes, the bound is {MAX_BODY_BYTES}: "
+            "put the bulk in a payload."
         )
-    if _deeper_than(body, MAX_BODY_DEPTH):
-        raise LedgerError(f"The body of a {kind!r} entry is nested deeper than {MAX_BODY_DEPTH} levels: flatten it.")
+    if _deeper_than(entry.body, MAX_BODY_DEPTH):
+        raise LedgerError(
+            f"The body of a {entry.kind!r} entry is nested deeper than {MAX_BODY_DEPTH} levels: flatten it."
+        )
+
+
+def _check_kind(kind: str, body: Mapping[str, Any]) -> None:
+    fits, wanted = _SHAPES.get(kind, (None, ""))
+    if fits is not None and not fits(body):
+        raise LedgerError(f"The body of a {kind!r} entry needs {wanted}; it has {sorted(body)}.")
+
+
+def _counts(name: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda body: type(body.get(name)) is int and body[name] >= 0
+
+
+def _is_edit(body: Mapping[str, Any]) -> bool:
+    edge = body.get("edge")
+    return _are_texts(edge) and len(edge) == len(set(edge)) == 2 and body["change"] in EDITS
+
+
+def _is_erasure(body: Mapping[str, Any]) -> bool:
+    names = body.get("payloads")
+    return (
+        _are_texts(names)
+        and 0 < len(names) <= MAX_ERASED
+        and list(names) == sorted(set(names))
+        and all(map(_SHA256.fullmatch, names))
+    )
+
+
+# What is more than texts, of the kinds that change the federation or take payloads away.
+_SHAPES: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
+    "genesis": (_counts("faulty"), "'faulty', an integer of at least 0"),
+    "member.admit": (_counts("epoch"), "'epoch', an integer of at least 0"),
+    "member.rotate": (_counts("epoch"), "'epoch', an integer of at least 0"),
+    "federation.faulty": (_counts("faulty"), "'faulty', an integer of at least 0"),
+    "federation.edit": (_is_edit, f"'edge', two different names, and a 'change' of {', '.join(sorted(EDITS))}"),
+    "federation.policy": (
+        lambda body: bool(_SHA256.fullmatch(body["sha256"])),
+        "'sha256', 64 lower-case hexadecimal digits",
+    ),
+    "erasure": (_is_erasure, f"'payloads', 1 to {MAX_ERASED} different SHA-256 in order"),
+}
+
+
+def _are_texts(value: Any) -> TypeGuard[Sequence[str]]:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
 def _deeper_than(value: Any, levels: int) -> bool:

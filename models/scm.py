@@ -322,7 +322,8 @@ class NeuralSCM(nn.Module):
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
                 description = (file.metadata() or {}).get("model", "")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                names = file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
             meta = json.loads(description)
         except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
             raise DataError(f"Couldn't read a model from {path}: {error}. Expected what save() writes.") from error

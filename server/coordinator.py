@@ -9,73 +9,69 @@ is computed by the pure functions of `causaldao`, which an auditor calls again o
 
 from __future__ import annotations
 
-import base64
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from causaldao.aggregation import aggregate
 from causaldao.aggregation.rules import faults_left
-from causaldao.ballots import Ballot, Proposal, recheck
+from causaldao.ballots import Ballot, Proposal
 from causaldao.budget import Spend, epsilon_of, plan
 from causaldao.decisions import (
+    Learnt,
     answers_needed,
     decide_adoption,
     decide_pool,
     decide_proposal,
+    decide_round,
     estimate_effects,
     first_model,
-    moved,
     require_members,
     update_size,
 )
-from causaldao.errors import CausalDAOError, ConfigurationError, GuaranteeError, IdentityError, LedgerError
+from causaldao.errors import (
+    CausalDAOError,
+    ConfigurationError,
+    LedgerError,
+    NetworkError,
+)
 from causaldao.ledger.entry import Entry
 from causaldao.ledger.log import Log
-from causaldao.members import Roster
-from causaldao.messages import COORDINATOR, Parcel, Shape, fields, make, names_of
+from causaldao.members import Roster, quorum
+from causaldao.messages import Shape, names_of
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
 from causaldao.models.scm import NeuralSCM
+from causaldao.server import checks, membership
+from causaldao.server.asking import Asker, Call
 from causaldao.server.clock import Clock
-from causaldao.server.mailbox import LOST, Accepted, Mailbox, Question, Rejected, Replies
+from causaldao.server.mailbox import Accepted, Check, Mailbox
 from causaldao.server.progress import QUARANTINE, Event
-from causaldao.signing import SigningKey, Statement, Tensors, digest, manifest, peek, raw_bytes, sha256
+from causaldao.server.recording import Book, State, found_if_new, propose, summary
+from causaldao.server.standing import Standing
+from causaldao.server.waiting import collect
+from causaldao.server.witnessing import Witnessing
+from causaldao.signing import SigningKey, Tensors, digest
 from causaldao.study import Study
 
-RETRY_SECONDS = 5.0
-STATE = "study"
-ABORTED = "aborted"
-_TOLD_BY_ROUND = ("training", "evaluate")  # a complete round has a line of its own
-_NO_ABORT = (ConfigurationError, LedgerError)  # the study was not at fault, or the ledger cannot take the entry
+__all__ = ["Coordinator", "State", "propose"]
 
-
-@dataclass
-class State:
-    """What the next step needs, saved with the entries of the last one. Model tensors stand beside it."""
-
-    study: str
-    done: list[str] = field(default_factory=list)
-    present: list[str] = field(default_factory=list)
-    statuses: dict[str, dict[str, str]] = field(default_factory=dict)
-    noise: dict[str, str] = field(default_factory=dict)
-    pool: dict[str, Any] = field(default_factory=dict)
-    proposal: dict[str, Any] = field(default_factory=dict)
-    consensus: dict[str, Any] = field(default_factory=dict)
-    effects: list[dict[str, Any]] = field(default_factory=list)
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    spent: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+# The study was not at fault, or the ledger cannot take the entry: it goes on from where it stands when run again.
+_CLOSING_QUESTIONS = 3
+_NO_ABORT = (ConfigurationError, LedgerError, NetworkError)
 
 
 @dataclass
 class Coordinator:
-    """One study on one ledger. ``progress`` is told what happens, ``on_state`` each state right after it is durable."""
+    """One study on one ledger.
+
+    ``progress`` is told what happens, ``on_state`` each state right after it is durable, ``observe`` how each member
+    stands whenever that changes. ``revoked`` says who was revoked by now: those are not asked, and what they answered
+    to the question at hand is dropped.
+    """
 
     study: Study
     roster: Roster
@@ -86,24 +82,27 @@ class Coordinator:
     progress: Callable[[Event], None] = lambda event: None
     on_state: Callable[[str], None] = lambda state: None
     keep_updates: bool = False
+    observe: Callable[[Mapping[str, Standing]], None] = lambda standings: None
+    revoked: Callable[[], frozenset[str]] = frozenset
 
     def __post_init__(self) -> None:
         self._load()
 
     def _load(self) -> None:
         """Start from what is durable, also after a step that failed half-way."""
-        saved = self.log.state(STATE)
-        self.state = State(**saved) if saved else State(self.study.hash)
-        if self.state.study != self.study.hash:
-            raise ConfigurationError(
-                f"This ledger belongs to study {self.state.study[:12]}, not to {self.study.hash[:12]}: the study was "
-                "altered. Use the study it was started with, or a new ledger."
-            )
-        self._nodes: dict[str, int] = {}
-        self._asked: list[str] = []  # of the question at hand: whoever may have made the release it asks for
-        self._aborted: dict[str, Any] | None = self.log.state(ABORTED)
-        self._notes: list[Entry] = []  # complaints and equivocations that wait for the step's transaction
-        self._model: Tensors | None = None
+        self._book = Book(self.log, self.study, self.keep_updates)
+        rounds = self.study.training.rounds
+        self._witnessing = Witnessing(self.log, self.key.public, self.roster, self.study.hash, rounds)
+        self._asker = Asker(
+            self.roster, self.key, self._book, self.mailbox, self.clock, self.progress, self.observe, self.revoked,
+            self._witnessing,
+        )  # fmt: skip
+        self._known: Learnt | None = None
+
+    @property
+    def state(self) -> State:
+        """What is known so far; as saved, but for the step at hand."""
+        return self._book.state
 
     def run(self) -> State:
         """Walk the study to its end, from wherever it stands.
@@ -113,6 +112,8 @@ class Coordinator:
         GuaranteeError
             too few members answered before the deadline, or f is more than the rules bear; the study is then aborted
             on the ledger, and its code is 13. Run again, it goes on from there, and its next transition says so.
+        NetworkError
+            Flower's grid could not be reached until the deadline. Run again, it goes on as if nothing had been.
         """
         self._load()
         try:
@@ -128,9 +129,11 @@ class Coordinator:
             self._step("evaluated", self._evaluated)
             self._step("released", self._release)
             self._step("closed", self._close)
+            self._have_end_witnessed()
         except CausalDAOError as error:
             if not isinstance(error, _NO_ABORT) and "proposed" in self.state.done:
-                self._abort(error)
+                self._book.abort(error)
+                self.on_state("aborted")
             raise
         return self.state
 
@@ -147,119 +150,71 @@ class Coordinator:
         if name in self.state.done:
             return
         began = self.clock.monotonic()
-        act()
+        self._decided(act)
         phase = name.split()[0]
         self.state.seconds[phase] = self.state.seconds.get(phase, 0.0) + self.clock.monotonic() - began
         self.on_state(name)
 
+    def _decided(self, act: Callable[[], None]) -> None:
+        """Do a step; if a member is revoked between the last look and the step's transaction, the ledger does not take
+        its word, and the step is decided again without it."""
+        while True:
+            try:
+                return act()
+            except LedgerError:
+                known = self._asker.gone
+                if self._asker.bar_revoked() == known:
+                    raise
+                self._book.load()
+
     def _propose_study(self) -> None:
-        genesis = Entry("genesis", {"federation": self.roster.federation, "faulty": self.roster.faulty}, key="genesis")
-        admitted = [
-            Entry(
-                "member.admit",
-                {"member": m.name, "key": m.key.to_text(m.name), "epoch": m.epoch},
-                key=f"admit {m.name}",
-            )
-            for m in self.roster.members
-        ]
-        body = {"study": self.study.hash, "document": self.study.to_json()}
-        self._commit("proposed", [genesis, *admitted, self._transition("proposed", body)])
+        found_if_new(self.log, self.roster)
+        propose(self.log, self.study)
+        self._book.load()
 
     def _call_roll(self) -> None:
         body = {"study": self.study.to_json()}
-        accepted = self._collect("rollcall", 0, body, check=self._check_roll, phase="roll call")
-        self._nodes = {name: reply.node for name, reply in accepted.items()}
+        accepted = self._collect(
+            "rollcall", 0, body, self.roster.names, minimum=self._votes_needed, check=checks.approval(self.study),
+            phase="roll call",
+        )  # fmt: skip
         present = sorted(accepted)
         self.state.present = present
         self.state.noise = {name: accepted[name].statement.body["noise"] for name in present}
         approvals = [{"member": name, "envelope": accepted[name].parcel.envelope.decode()} for name in present]
-        self._commit(
-            "roll-call",
-            [
-                self._transition("approved", {"approvals": approvals}),
-                self._transition("roll-call", {"present": present}),
-            ],
-        )
-
-    def _check_roll(self, statement: Statement, parcel: Parcel) -> None:
-        fields(statement.body, {"version": str, "noise": str})
-        if len(statement.body["version"]) > 64:
-            raise IdentityError("A node's version has at most 64 characters.")
-        self._check_noise(statement)
-
-    def _check_noise(self, statement: Statement) -> None:
-        """A member says where its noise comes from; only a study that is a simulation may have it seeded."""
-        allowed = ("os", "simulated") if self.study.study.simulation else ("os",)
-        if statement.body["noise"] not in allowed:
-            raise IdentityError(f"The node's noise must be one of {', '.join(allowed)}, but it declares another.")
-
-    def _locate(self) -> None:
-        """After a resume, or when nodes came back: which node is whose, by each signing a fresh challenge.
-
-        The roll call's answers stand on the ledger, where another member could take one and bring it as its own.
-        """
-        connected = self.mailbox.nodes()
-        self._nodes = {name: node for name, node in self._nodes.items() if node in connected}
-        unknown = [node for node in connected if node not in self._nodes.values()]
-        if set(self.state.present) <= set(self._nodes) or not unknown:
-            return
-        challenge = secrets.token_hex(16)
-
-        def check(statement: Statement, parcel: Parcel) -> None:
-            if statement.body != {"challenge": challenge}:
-                raise IdentityError("The node signed another challenge than the one it was sent.")
-
-        question = self._question("locate", 0, {"challenge": challenge})
-        replies = self.mailbox.ask(question, unknown, self._deadline, check=check)
-        found = {name: reply.node for name, reply in replies.accepted.items() if name in self.state.present}
-        self._nodes = {**found, **self._nodes}
+        approved = self._book.transition("approved", {"approvals": approvals})
+        self._book.commit("roll-call", [approved, self._book.transition("roll-call", {"present": present})])
 
     def _gather_evidence(self) -> None:
         d = len(self.study.names) + 1
         shapes = {"moments": Shape("int64", (d * (d + 1) // 2,))}
-
-        def check(statement: Statement, parcel: Parcel) -> None:
-            fields(statement.body, {"noise": str})
-            self._check_noise(statement)
-            self._evidence_of(parcel.tensors["moments"])
-
-        accepted = self._collect("evidence", 0, {}, shapes=shapes, members=self.state.present, check=check)
-        evidence = {name: self._evidence_of(reply.parcel.tensors["moments"]) for name, reply in accepted.items()}
+        check = checks.evidence(self._book)
+        accepted = self._collect("evidence", 0, {}, self.state.present, shapes=shapes, check=check)
+        evidence = {name: self._book.evidence_of(reply.parcel.tensors["moments"]) for name, reply in accepted.items()}
         for name, reply in accepted.items():
             self.state.noise[name] = reply.statement.body["noise"]
-        entries = [self._spoken("evidence", accepted[name], keep=True) for name in sorted(accepted)]
-        spends = self._spends("evidence", 0, plan(self.study).evidence)
+        entries = self._book.spoken("evidence", accepted)
+        spends = self._book.spends("evidence", 0, plan(self.study).evidence, self._asker.asked)
         decided = decide_pool(self.study, evidence, len(self.roster.members))
         proposal = decide_proposal(self.study, decided)
         self.progress(Event("pool", f"kept {len(decided.kept)}, accused {names_of(decided.accused)}", 1, 1))
         self.state.pool = {**decided.to_json(), "counts": {name: e.count for name, e in sorted(evidence.items())}}
         self.state.proposal = proposal.to_json()
         pooled = Entry("pool", {"study": self.study.hash, "pool": decided.to_json(), "proposal": proposal.to_json()})
-        self._commit("evidence", [*entries, *spends, pooled, self._transition("evidence", {"noise": self.noise})])
+        transition = self._book.transition("evidence", {"noise": self.noise})
+        self._book.commit("evidence", [*entries, *spends, pooled, transition])
 
     def _gather_ballots(self) -> None:
         voters = sorted(self.state.pool["counts"])
-        proposal, level = self._proposal, self.study.consensus.level
-        evidence = self._recorded_evidence()
-
-        def check(statement: Statement, parcel: Parcel) -> None:
-            ballot = Ballot.from_json(statement.body, proposal)
-            wrong = recheck(ballot, proposal, evidence[statement.member], level)
-            if wrong:
-                raise IdentityError(f"The ballot does not follow from its voter's evidence on {names_of(wrong)}.")
-
+        check = checks.ballot(self._proposal, self._book.evidence(), self.study.consensus.level)
         body = {"proposal": self.state.proposal}
-        accepted = self._collect("ballot", 0, body, members=voters, check=check, phase="ballots")
-        entries = [self._spoken("ballot", accepted[name]) for name in sorted(accepted)]
-        self._commit("ballots", [*entries, self._transition("ballots", {"voters": sorted(accepted)})])
+        accepted = self._collect("ballot", 0, body, voters, check=check, phase="ballots")
+        entries = self._book.spoken("ballot", accepted)
+        self._book.commit("ballots", [*entries, self._book.transition("ballots", {"voters": sorted(accepted)})])
 
     def _adopt(self) -> None:
         proposal = self._proposal
-        ballots = {
-            record.body["member"]: Ballot.from_json(self._said(record.body["envelope"]), proposal)
-            for record in self.log.entries()
-            if record.kind == "ballot"
-        }
+        ballots = {name: Ballot.from_json(said, proposal) for name, said in self._book.ballots().items()}
         consensus = decide_adoption(self.study, proposal, ballots, len(self.state.present))
         self.state.consensus = consensus.to_json()
         self.state.effects = estimate_effects(self.study, self._pooled, consensus, self.state.pool["bounds"])
@@ -269,49 +224,28 @@ class Coordinator:
         adopted = Entry(
             "adopt", {"study": self.study.hash, "consensus": consensus.to_json(), "effects": self.state.effects}
         )
-        self._commit("adopted", [adopted, self._transition("adopted", {})])
+        self._book.commit("adopted", [adopted, self._book.transition("adopted", {})])
 
     def _train(self, number: int) -> None:
-        model = self._tensors()
+        before = self._learnt()
         _, meta = self._first_model().state()
-        size = update_size(self.study)
-        base = digest(model)
-
-        def check(statement: Statement, parcel: Parcel) -> None:
-            if statement.body != {"base": base}:
-                raise IdentityError("The update was made against another model than the one that was sent.")
-
+        base = digest(before.model)
+        check = checks.based_on(base, "update was made against")
         accepted = self._collect(
-            "update", number, {"model": meta}, tensors=model, shapes={"delta": Shape("float32", (size,))},
-            members=sorted(self.state.pool["counts"]), check=check, phase="training",
+            "update", number, {"model": meta}, sorted(self.state.pool["counts"]), tensors=before.model,
+            shapes={"delta": Shape("float32", (update_size(self.study),))}, check=check, phase="training",
         )  # fmt: skip
         names = sorted(accepted)
         stack = torch.from_numpy(np.stack([accepted[name].parcel.tensors["delta"] for name in names]).copy())
         rule, members = self.study.aggregation.rule, len(self.roster.members)
         faulty = faults_left(rule, members, self.study.consensus.faulty, len(names))
-        result = aggregate(stack, rule, faulty)
-        changed = moved(model, result.vector)
-        excluded = [names[k] for k in result.excluded]
-        entries = [self._spoken("update", accepted[name], keep=self.keep_updates) for name in names]
-        entries += self._spends("update", number, _given(plan(self.study).training))
-        entries.append(
-            Entry("aggregate", {
-                "study": self.study.hash,
-                "round": number,
-                "rule": self.study.aggregation.rule,
-                "faulty": faulty,
-                "members": names,
-                "gram": result.gram.tolist(),
-                "weights": None if result.weights is None else result.weights.tolist(),
-                "excluded": excluded,
-                "base": base,
-                "result": digest(changed),
-            })
-        )  # fmt: skip
-        entry = {"round": number, "loss": None, "rule": self.study.aggregation.rule, "excluded": excluded}
-        self.state.rounds.append({**entry, "kept": [name for name in names if name not in excluded]})
-        self._commit(f"aggregate {number}", entries, model=changed)
-        self._model = changed
+        result, after = decide_round(self.study, number, before, stack, faulty)
+        entries = self._book.spoken("update", accepted)
+        entries += self._book.spends("update", number, _given(plan(self.study).training), self._asker.asked)
+        entries.append(self._book.aggregate(number, names, faulty, result, base, digest(after.model)))
+        self.state.rounds.append({"round": number, "loss": None, **summary(rule, names, result)})
+        self._book.commit(f"aggregate {number}", entries, after)
+        self._known = after
 
     def _evaluate(self, number: int) -> None:
         """The median of the members' noised losses: f liars among 2f + 1 cannot move it out of the honest range.
@@ -322,224 +256,100 @@ class Coordinator:
         _, meta = self._first_model().state()
         base = digest(model)
         bound = self.study.privacy.loss_bound
-
-        def check(statement: Statement, parcel: Parcel) -> None:
-            if statement.body != {"base": base}:
-                raise IdentityError("The evaluation is of another model than the one that was sent.")
-
+        check = checks.based_on(base, "evaluation is of")
         accepted = self._collect(
-            "evaluation", number, {"model": meta}, tensors=model, shapes={"loss": Shape("float64", (1,))},
-            members=sorted(self.state.pool["counts"]), check=check, phase="evaluate",
+            "evaluation", number, {"model": meta}, sorted(self.state.pool["counts"]), tensors=model,
+            shapes={"loss": Shape("float64", (1,))}, check=check, phase="evaluate",
         )  # fmt: skip
         names = sorted(accepted)
         losses = [float(accepted[name].parcel.tensors["loss"][0]) for name in names]
         loss = float(np.clip(np.median(losses), 0.0, bound))
         spend = _given(plan(self.study).evaluation)
-        spoken = [
-            Entry(entry.kind, {**entry.body, **self._envelope(accepted[name])}, self._payloads(accepted[name]))
-            if (name := str(entry.body["member"])) in accepted
-            else entry
-            for entry in self._spends("evaluation", number, spend)
-        ]
+        spoken = self._book.spends("evaluation", number, spend, self._asker.asked, accepted)
         self.state.rounds[-1]["loss"] = loss
         excluded, total = names_of(self.state.rounds[-1]["excluded"]), self.study.training.rounds
         self.progress(Event("training", f"round {number}: loss {loss:.3f}, excluded {excluded}", number, total))
-        transition = self._transition("training", {"round": number, "loss": loss})
-        self._commit(f"training {number}", [*spoken, transition])
+        transition = self._book.transition("training", {"round": number, "loss": loss})
+        self._book.commit(f"training {number}", [*spoken, transition])
 
     def _evaluated(self) -> None:
-        self._commit("evaluated", [self._transition("evaluated", {"rounds": len(self.state.rounds)})])
+        self._book.commit("evaluated", [self._book.transition("evaluated", {"rounds": len(self.state.rounds)})])
 
     def _release(self) -> None:
         model = digest(self._tensors()) if self.study.training.rounds else ""
-        body = {"study": self.study.hash, "model": model, "dag": self.state.consensus["dag"]}
-        self.progress(Event("release", "effects and model released", 1, 1))
-        self._commit("released", [Entry("release", body), self._transition("released", {})])
+        body = {"model": model, "dag": self.state.consensus["dag"]}
+        accepted = self._collect(
+            "release", 0, body, self.state.present, minimum=self._votes_needed, check=checks.vote(body)
+        )
+        votes = [{"member": name, "envelope": accepted[name].parcel.envelope.decode()} for name in sorted(accepted)]
+        release = Entry("release", {"study": self.study.hash, **body, "votes": votes})
+        self.progress(Event("release", f"effects and model released, {len(votes)} votes", 1, 1))
+        self._book.commit("released", [release, self._book.transition("released", {})])
 
     def _close(self) -> None:
-        result = sha256(self.log.head.root.encode())
-        accepted = self._collect("close", 0, {"result": result}, members=self.state.present, minimum=0)
-        self._commit("closed", [self._transition("closed", {"heard": sorted(accepted)})])
+        accepted = self._collect("close", 0, {"result": self._book.released()}, self.state.present, minimum=0)
+        self._book.commit("closed", [self._book.transition("closed", {"heard": sorted(accepted)})])
 
-    def _abort(self, error: CausalDAOError) -> None:
-        """Record why, and what was seen of the step that failed.
-
-        Its half-made state is left behind, but for those whom it excluded: proof of that is on the ledger now.
-        """
-        body = {"code": error.code, "exit_code": error.exit_code, "reason": error.message}
-        entries = [*self._notes, self._transition("aborted", body)]
-        saved = self.log.state(STATE)
-        excluded = {name: s for name, s in self.state.statuses.items() if s["status"] == "excluded"}
-        saved["statuses"] = {**saved["statuses"], **excluded}
-        aborted = {"entry": self.log.head.size + len(entries) - 1, "code": error.code}
-        self.log.append(entries, {ABORTED: aborted, STATE: saved})
-        self.on_state("aborted")
-
-    # asking
+    # the ledger's witnesses
 
     @property
-    def _deadline(self) -> float:
-        return self.study.members.deadline
+    def _votes_needed(self) -> int:
+        """What a study's approval and its release need: a quorum of the members."""
+        members = self.roster.members
+        return max(answers_needed(self.study, len(members)), quorum(len(members), self.roster.faulty))
 
-    def _question(
-        self, kind: str, round: int, body: Mapping[str, Any], tensors: Tensors | None = None,
-        shapes: Mapping[str, Shape] | None = None,
-    ) -> Question:  # fmt: skip
-        parcel = make(
-            self.key, federation=self.roster.federation, study=self.study.hash, round=round, member=COORDINATOR,
-            kind=kind, body=body, nonce=secrets.token_hex(16), parent=self.log.head.root, tensors=tensors,
-        )  # fmt: skip
-        return Question(kind, self.study.hash, round, parcel, shapes or {})
+    def _have_end_witnessed(self) -> None:
+        """Ask for cosignatures until a quorum has cosigned the study's end, members' last complaints included."""
+        closed = self._book.entries("study.closed")[-1].index
+        for _ in range(_CLOSING_QUESTIONS):
+            if self._cosigned(closed + 1):
+                return
+            self._ask_for_cosignatures(end=True)
+            for complaint in self._witnessing.complaints():
+                try:
+                    (closed,) = self.log.append([complaint])
+                except LedgerError as error:  # of somebody who was revoked meanwhile, say: it ends nobody's study
+                    self.progress(Event(QUARANTINE, f"a complaint was not recorded: {error.message}"))
+        needed = membership.epoch(self.log).quorum
+        self.progress(
+            Event(QUARANTINE, f"fewer than {needed} members cosigned the study's end: its bundle will not verify yet")
+        )
+
+    def _cosigned(self, size: int) -> bool:
+        """Whether a quorum has cosigned the ledger's first ``size`` entries, or more of it."""
+        agreed = self._witnessing.agreed()
+        return agreed is not None and agreed.checkpoint.size >= size
+
+    def _ask_for_cosignatures(self, *, end: bool) -> None:
+        statuses = dict(self.state.statuses)
+        self._ask(Call("cosign", 0, tuple(self.state.present), 0, "witnesses", {"end": int(end)}))
+        self.state.statuses.update(statuses)  # who does not cosign is no absentee of the study
+
+    # asking
 
     def _collect(
         self,
         kind: str,
         round: int,
         body: Mapping[str, Any],
+        members: Sequence[str],
         *,
         tensors: Tensors | None = None,
         shapes: Mapping[str, Shape] | None = None,
-        members: Sequence[str] | None = None,
         minimum: int | None = None,
-        check: Callable[[Statement, Parcel], Any] = lambda statement, parcel: None,
+        check: Check = lambda statement, parcel: None,
         phase: str = "",
     ) -> dict[str, Accepted]:
-        """The accepted replies: ask until enough members have answered, give up at the deadline.
-
-        Who is missing is named at once. What was not taken waits in ``_notes`` for the step's transaction.
-        """
-        wanted = list(self.roster.names) if members is None else list(members)
-        barred = {name for name, status in self.state.statuses.items() if status["status"] == "excluded"}
         needed = answers_needed(self.study, len(self.roster.members)) if minimum is None else minimum
-        self._asked = [name for name in wanted if name not in barred]
-        question = self._question(kind, round, body, tensors, shapes)
-        began, accepted, heard = self.clock.monotonic(), dict[str, Accepted](), dict[str, tuple[str, bytes]]()
-        before = dict(self.state.statuses)
-        while True:
-            if self.state.present:
-                self._locate()
-            missing = [name for name in wanted if name not in accepted and name not in barred]
-            bound = {self._nodes[name]: name for name in missing if name in self._nodes}
-            nodes = sorted(bound) if self.state.present else self.mailbox.nodes()
-            if len(accepted) + len(nodes) < needed:
-                absent = [name for name in missing if name not in self._nodes] if self.state.present else []
-                self._announce(kind, needed, len(accepted) + len(nodes), absent)
-            replies = self.mailbox.ask(question, nodes, self._deadline, bound, check, heard)
-            taken = {name: reply for name, reply in replies.accepted.items() if name in missing}
-            accepted.update(taken)
-            for name in set(taken) & set(self.state.statuses):  # a retry that succeeded leaves no stain
-                self.state.statuses.pop(name)
-                self.state.statuses.update({name: before[name]} if name in before else {})
-            barred |= {equivocation.member for equivocation in replies.equivocations}
-            self._note(kind, round, replies)
-            self._note_lost(kind, round, [name for name in missing if name not in {*accepted, *barred, *self._nodes}])
-            if phase not in _TOLD_BY_ROUND or len(accepted) < len(wanted):
-                message = f"{len(accepted)} of {len(wanted)} members, {needed} needed"
-                self.progress(Event(phase or kind, message, len(accepted), len(wanted)))
-            if len(accepted) >= needed:
-                return {name: accepted[name] for name in sorted(accepted)}
-            self._wait(kind, needed, accepted, wanted, began)
+        call = Call(kind, round, tuple(members), needed, phase or kind, body, tensors, shapes or {}, check)
+        self.log.refresh()
+        if kind != "rollcall" and not self._cosigned(self._witnessing.shown):
+            # Members release nothing before a quorum has cosigned what they saw: some were shown more than others.
+            self._ask_for_cosignatures(end=False)
+        return self._ask(call)
 
-    def _announce(self, kind: str, needed: int, reached: int, missing: Sequence[str]) -> None:
-        who = f"; missing: {names_of(missing)}" if missing else ""
-        self.progress(Event(QUARANTINE, f"waiting: {reached} of {needed} members for {kind}{who}"))
-
-    def _wait(self, kind: str, needed: int, accepted: Mapping[str, Any], wanted: Sequence[str], began: float) -> None:
-        missing = [name for name in wanted if name not in accepted]
-        reasons = "; ".join(
-            f"{name}: {self.state.statuses[name]['reason']}" for name in missing if name in self.state.statuses
-        )
-        waited = self.clock.monotonic() - began
-        if waited >= self._deadline:
-            raise GuaranteeError(
-                f"Only {len(accepted)} of the {needed} members that {kind!r} needs answered within "
-                f"{self._deadline:g} s; missing: {names_of(missing)}. {reasons}. "
-                "Bring their nodes up and resume, or declare a smaller faulty."
-            )
-        self._announce(kind, needed, len(accepted), missing)
-        self.clock.sleep(RETRY_SECONDS)
-
-    def _note(self, kind: str, round: int, replies: Replies) -> None:
-        """Entries and statuses for what was not taken; a member's own text never enters, only codes and our reasons."""
-        for rejected in replies.rejected:
-            complaint = self._complaint(kind, round, rejected)
-            if complaint in self._notes:
-                continue  # the same fault at each retry is one complaint
-            self._notes.append(complaint)
-            name = rejected.member
-            if name is not None and self.state.statuses.get(name, {}).get("status") != "excluded":
-                status = "absent" if rejected.code == LOST else "quarantined"
-                self.state.statuses[name] = {"status": status, "reason": f"{kind}: {rejected.reason}"}
-            who = name or f"node {rejected.node}"
-            self.progress(Event(QUARANTINE, f"{who}: {kind} not taken ({rejected.code}): {rejected.reason}"))
-        for equivocation in replies.equivocations:
-            body = {
-                "study": self.study.hash, "round": round, "kind": kind, "member": equivocation.member,
-                "exhibits": [equivocation.first.decode(), equivocation.second.decode()],
-            }  # fmt: skip
-            self._notes.append(Entry("equivocation", body))
-            reason = f"signed two contents for one {kind}"
-            self.state.statuses[equivocation.member] = {"status": "excluded", "reason": reason}
-            self.progress(Event(QUARANTINE, f"{equivocation.member}: excluded, {reason}"))
-
-    def _note_lost(self, kind: str, round: int, names: Sequence[str]) -> None:
-        """Members of whom no node is known: nobody could be asked, and nobody spoke for them."""
-        known = {entry.body["member"] for entry in self._notes if entry.body["kind"] == kind}
-        lost = [Rejected(name, 0, LOST, "none of its nodes answered") for name in names if name not in known]
-        self._note(kind, round, Replies(rejected=lost))
-
-    def _complaint(self, kind: str, round: int, rejected: Rejected) -> Entry:
-        body = {
-            "study": self.study.hash, "by": COORDINATOR, "kind": kind, "round": round, "code": rejected.code,
-            "member": rejected.member or "", "reason": rejected.reason,
-        }  # fmt: skip
-        return Entry("complaint", body)
-
-    # recording
-
-    def _commit(self, name: str, entries: Sequence[Entry], model: Tensors | None = None) -> None:
-        """Entries and state become durable together."""
-        self.state.done.append(name)
-        saved: dict[str, Any] = {STATE: asdict(self.state)}
-        if any(entry.kind.startswith("study.") for entry in entries):
-            saved[ABORTED] = self._aborted = None
-        if model is not None:
-            saved["model"] = base64.b64encode(Parcel(b"", model).pack()).decode()
-        self.log.append([*self._notes, *entries], saved)
-        self._notes.clear()
-
-    def _transition(self, state: str, body: Mapping[str, Any]) -> Entry:
-        resumed = {} if self._aborted is None else {"resumed_after": self._aborted}
-        return Entry(f"study.{state}", {**body, **resumed, "study": self.study.hash})
-
-    def _envelope(self, reply: Accepted) -> dict[str, Any]:
-        return {"envelope": reply.parcel.envelope.decode(), "manifest": manifest(reply.parcel.tensors)}
-
-    @staticmethod
-    def _payloads(reply: Accepted) -> dict[str, bytes]:
-        return {sha256(raw_bytes(array)): raw_bytes(array) for array in reply.parcel.tensors.values()}
-
-    def _spoken(self, kind: str, reply: Accepted, keep: bool = False) -> Entry:
-        """The entry of a member's own word; the tensors' bytes go in if ``keep``."""
-        body = {
-            "study": self.study.hash, "member": reply.statement.member, "round": reply.statement.round,
-            **self._envelope(reply),
-        }  # fmt: skip
-        if kind == "update":
-            body["norm"] = float(np.linalg.norm(reply.parcel.tensors["delta"].astype(np.float64)))
-        return Entry(kind, body, self._payloads(reply) if keep else {})
-
-    def _spends(self, kind: str, round: int, spend: Spend) -> list[Entry]:
-        """Debit everyone who was asked: a release that was lost, or not taken, was made all the same."""
-        for name in self._asked:
-            self.state.spent.setdefault(name, []).append(asdict(spend))
-        return [
-            Entry(
-                "privacy.spend",
-                {"study": self.study.hash, "member": name, "kind": kind, "round": round, **asdict(spend)},
-            )
-            for name in self._asked
-        ]
+    def _ask(self, call: Call) -> dict[str, Accepted]:
+        return collect(self._asker, call)
 
     # what is known
 
@@ -564,34 +374,18 @@ class Coordinator:
     def _pooled(self) -> Evidence:
         return Evidence.from_json(self.state.pool["evidence"])
 
-    def _recorded_evidence(self) -> dict[str, Evidence]:
-        """Each member's evidence as the ledger holds it."""
-        found = {}
-        for record in self.log.entries():
-            if record.kind == "evidence":
-                (entry,) = record.body["manifest"]
-                triangle = np.frombuffer(self.log.payload(entry["sha256"]), dtype="<i8")
-                found[str(record.body["member"])] = self._evidence_of(triangle)
-        return found
-
-    def _evidence_of(self, triangle: Any) -> Evidence:
-        return Evidence.from_release(triangle, self.study.dictionary, plan(self.study).sigma)
-
-    @staticmethod
-    def _said(envelope: str) -> Any:
-        return peek(envelope.encode()).body
-
     def _first_model(self) -> NeuralSCM:
         return first_model(self.study, self._pooled, CausalGraph.from_json(self.state.consensus["dag"]))
 
     def _tensors(self) -> Tensors:
         """The current model's tensors: the last aggregate, or the linear start."""
-        if self._model is None:
-            saved = self.log.state("model")
-            self._model = (
-                self._first_model().state()[0] if saved is None else Parcel.unpack(base64.b64decode(saved)).tensors
-            )
-        return self._model
+        return self._learnt().model
+
+    def _learnt(self) -> Learnt:
+        """The current model, and what rule and optimiser remember of the rounds before."""
+        if self._known is None:
+            self._known = self._book.learnt() or Learnt(self._first_model().state()[0], {})
+        return self._known
 
 
 def _given(spend: Spend | None) -> Spend:

@@ -25,15 +25,16 @@ from rich.text import Text
 
 PHASES: Final = ("roll call", "evidence", "pool", "ballots", "adopt", "training", "evaluate", "release")
 QUARANTINE: Final = "quarantine"
+WAITING: Final = "waiting"  # for members that are needed and not there
 
 
 @dataclass(frozen=True)
 class Event:
     """Something that happened in a study.
 
-    `phase` is one of `PHASES` (or another word), or `QUARANTINE`: then `message` says who and why, and stays
-    on the screen. `done` of `total` counts members, or rounds in training. A phase is over when it is done,
-    or when another has begun.
+    `phase` is one of `PHASES` (or another word), or `QUARANTINE` or `WAITING`: then `message` says who and why, and
+    stays on the screen. `done` of `total` counts members, or rounds in training. A phase is over when it is done, or
+    when another has begun.
     """
 
     phase: str
@@ -76,7 +77,7 @@ class Progress:
     def __call__(self, event: Event) -> None:
         if self._quiet:
             return
-        if self._bars is None or event.phase == QUARANTINE:
+        if self._bars is None or event.phase in (QUARANTINE, WAITING):
             self._line(event)
         else:
             self._update(self._bars, event)

@@ -1,4 +1,4 @@
-"""`causaldao simulate` and `causaldao bench`."""
+"""`causaldao simulate`, `causaldao bench` and `causaldao example`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 simulate_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 bench_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+example_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")]
 
@@ -31,7 +32,9 @@ def simulate(
     data: Annotated[
         str, typer.Option(help="A CSV or Parquet file, or a data set's name; the study's name if left out.")
     ] = "",
-    engine: Annotated[str, typer.Option(help="inline: one process, no Ray.")] = "inline",
+    engine: Annotated[
+        str, typer.Option(help="inline: one process. ray: Flower's simulation engine, a process for each core.")
+    ] = "inline",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     with_updates: Annotated[
         bool, typer.Option("--with-updates", help="Keep the members' updates in the ledger, for a deeper audit.")
@@ -40,14 +43,11 @@ def simulate(
 ) -> None:
     """Run a study over simulated institutions, from one table dealt to them at random."""
     with command(as_json) as output:
-        from causaldao.errors import MisuseError
         from causaldao.server.progress import Progress
         from causaldao.simulations.federation import Setting, simulate
         from causaldao.simulations.scenarios import load_study
 
         _one_thread()
-        if engine != "inline":
-            raise MisuseError(f"There is no engine {engine!r} in this version: use --engine inline.")
         chosen = load_study(study, rule=rule or None, faulty=faulty)
         setting = Setting(members, liars, attack, seed)
         with Progress(quiet=as_json) as progress:
@@ -56,6 +56,7 @@ def simulate(
                 _table(data, chosen.name),
                 out,
                 setting,
+                engine=engine,
                 resume=resume,
                 progress=progress,
                 with_updates=with_updates,
@@ -65,11 +66,24 @@ def simulate(
 
 @bench_app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="engine: cost of messages and rounds. demo: the demo over many seeds.")],
-    members: Annotated[int, typer.Option(help="Members of the federation.")] = 100,
-    parameters: Annotated[int, typer.Option(help="Parameters of the model.")] = 100_000,
-    repeats: Annotated[int, typer.Option(help="Pairs of which the median is taken.")] = 5,
-    seeds: Annotated[int, typer.Option(help="Seeds of the demo.")] = 20,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="engine: cost of messages and rounds. demo: the demo over many seeds. scale: many members, inline "
+            "and on Ray. wire: a round over gRPC, beside Flower's FedAvg. ledger: durable appends beside bare SQLite, "
+            "and a large ledger verified. aggregation: robust rules beside byzfl and Flower, in reads of the matrix. "
+            "robustness: rules against attacks on real data."
+        ),
+    ],
+    members: Annotated[int | None, typer.Option(help="Members of the federation (engine, scale).")] = None,
+    parameters: Annotated[int | None, typer.Option(help="Parameters of the model (engine).")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Pairs of which the median is taken.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds (demo: 20, robustness: 5).")] = None,
+    entries: Annotated[int | None, typer.Option(help="Entries of the large ledger (ledger: 1,000,000).")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to aggregate: cpu, or cuda where PyTorch sees one (aggregation).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write table and heat map (robustness).")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark and print its medians."""
@@ -77,8 +91,27 @@ def bench(
         from causaldao.simulations.benchmarks import run
 
         _one_thread()
-        result = run(name, members=members, parameters=parameters, repeats=repeats, seeds=seeds)
+        options = {
+            "members": members, "parameters": parameters, "repeats": repeats, "seeds": seeds, "entries": entries,
+            "device": device, "out": out,
+        }  # fmt: skip
+        result = run(name, **{key: value for key, value in options.items() if value is not None})
         output.emit(result, lambda: "\n".join(f"{key}: {value}" for key, value in result.items()))
+
+
+@example_app.command()
+def example(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    members: Annotated[int, typer.Option(help="For how many hospitals.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Write a study and a table for each of a few hospitals, to try a federation of real processes with."""
+    with command(as_json) as output:
+        from causaldao.simulations.example import write_example
+
+        study, tables = write_example(folder, members)
+        files = [str(folder / "study.toml"), *map(str, tables)]
+        output.emit({"study": study.name, "hash": study.hash, "files": files}, "\n".join(files))
 
 
 def _one_thread() -> None:
@@ -122,7 +155,7 @@ def summary(result: dict[str, Any], out: Path) -> str:
     if result["simulation"] and result["simulation"]["liars"]:
         lines.append(f"  liars in truth: {', '.join(result['simulation']['liars'])}")
     spent = max(result["privacy"]["spent"].values(), default=0.0)
-    noise = " (simulated noise: not private)" if result["simulation"]["noise"] == "simulated" else ""
+    noise = " (simulated noise: not private)" if result["privacy"]["noise"] == "simulated" else ""
     lines.append(
         f"  privacy: epsilon {spent:.3f} of {result['privacy']['epsilon']:g} at delta "
         f"{result['privacy']['delta']:g}{noise}"

@@ -31,7 +31,8 @@ _FIRST_NODE = 1000
 @dataclass(frozen=True)
 class Faults:
     """What may happen to messages. ``request`` answers whether a request reaches its node; ``replies`` may drop,
-    duplicate, reorder or replace what comes back on one question."""
+    duplicate, reorder or replace what is pulled together: here all that comes back on one question, since nodes answer
+    as soon as they are asked."""
 
     request: Callable[[Message], bool] = lambda message: True
     replies: Callable[[list[Message]], list[Message]] = lambda messages: messages
@@ -83,12 +84,14 @@ class InlineGrid(Grid):
         return [self._deliver(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._inbox.pop(name) for name in message_ids if name in self._inbox]
+        """What came back, through ``faults.replies``; each message once."""
+        found = [self._inbox.pop(name) for name in message_ids if name in self._inbox]
+        return self.faults.replies(found) if found else []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Deliver in order. A message that is lost costs the whole timeout, on the injected clock."""
         ids = list(self.push_messages(messages))
-        replies = self.faults.replies(list(self.pull_messages(ids)))
+        replies = list(self.pull_messages(ids))
         if timeout is not None and len({reply.metadata.src_node_id for reply in replies}) < len(ids):
             self.clock.sleep(timeout)
         return replies

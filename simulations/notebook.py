@@ -74,7 +74,8 @@ class CausalDAO:
     ----------
     variables : public bounds of each variable, ``(low, high)``, or a mapping with the keys of a study's variable.
     consensus_threshold : τ; a mark of the graph is struck if more than max(f, (1 - τ)·n) members oppose it.
-    model_aggregation : rule for evidence and updates: "multi-krum", "mean", "trimmed-mean" or "coordinate-median".
+    model_aggregation : rule of the updates, such as "arc+caf", "nnm+trimmed-mean" or "mean"; with "mean" the
+        evidence is pooled without defence too, else by multi-Krum.
     faulty : the number f of members that may lie; multi-Krum needs at least 2f + 3 members.
     epsilon, delta : the record-level privacy that each member spends on the whole study.
     effects : (treatment, outcome), where the adopted graph says what to adjust for, or (treatment, outcome, adjustment)
@@ -88,7 +89,7 @@ class CausalDAO:
         variables: Mapping[str, Spec],
         *,
         consensus_threshold: float = 0.6,
-        model_aggregation: str = "multi-krum",
+        model_aggregation: str = "arc+caf",
         faulty: int = 0,
         epsilon: float = 3.0,
         delta: float = 1e-6,

@@ -37,7 +37,11 @@ def main() -> int:
     """Run the proofs; the exit status is pytest's, or 1 if the demo's claims do not hold."""
     os.environ["CAUSALDAO_PROVE"] = "1"
     outcomes, began = Outcomes(), time.monotonic()
-    status = int(pytest.main(["-q"], plugins=[outcomes]))
+    status = int(
+        pytest.main(
+            ["-q", "--numprocesses", "auto", "--dist", "loadscope", "--no-loadscope-reorder"], plugins=[outcomes]
+        )
+    )
     from causaldao.simulations.benchmarks import run
 
     demo = run("demo", seeds=20)

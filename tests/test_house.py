@@ -23,7 +23,8 @@ SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools
 def _sources() -> Iterator[Path]:
     for folder in ("causaldao", *FLOORS):
         for directory, inside, files in os.walk(ROOT / folder):
-            inside[:] = [name for name in inside if name != "__pycache__" and not (Path(directory) / name).is_symlink()]
+            left_out = ("__pycache__", "flower-app")  # the bundle is data of ours: what is sent, not what is imported
+            inside[:] = [name for name in inside if name not in left_out and not (Path(directory) / name).is_symlink()]
             yield from (Path(directory) / name for name in files if name.endswith(".py"))
 
 

@@ -13,7 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NEEDED = (
     "causaldao/simulations/scenarios/rand-hie.toml",
-    "causaldao/simulations/templates/report.html",
+    "causaldao/server/templates/report.html",
+    "causaldao/server/flower-app/pyproject.toml",
+    "causaldao/server/flower-app/LICENSE",
+    "causaldao/server/flower-app/cdao_app/client_app.py",
+    "causaldao/server/deploy/compose.yaml",
+    "causaldao/client/deploy/compose.yaml",
+    "causaldao/ledger/migrations/versions/v0002.py",
     "causaldao/ledger/migrations/versions/v0001.py",
     "causaldao/client/privacy/journal.py",
     "causaldao/py.typed",

@@ -1,36 +1,86 @@
-"""Robust aggregation rules: each is its bound on n and f, and one function.
+"""The rules of aggregation by name: each is its bound on n and f, its κ, and one function, perhaps after other steps.
 
-A Gram rule sees the (n, n) Gram matrix only and answers with weights, so anyone who holds the Gram matrix can check it.
-A coordinate rule sees the columns. Write κ for (f, κ)-robustness: ‖F - mean of any n - f honest‖² ≤ κ × their variance
-(Allouah et al. 2023, arXiv:2302.01772).
+A Gram rule sees inner products only and answers with weights, so anyone who holds the Gram matrix can check it. A
+coordinate rule sees the columns. Write κ for (f, κ)-robustness: ‖F - mean of any n - f honest‖² ≤ κ × their variance
+(Allouah et al. 2023, arXiv:2302.01772). What each rule promises stands in its function's docstring.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from causaldao.aggregation import coordinates, filters, gram_rules, mixing
+from causaldao.aggregation.geometry import Geometry
+from causaldao.aggregation.gram_rules import krum_scores
 from causaldao.errors import GuaranteeError, MisuseError
 
-Weigh = Callable[[Tensor, int], Tensor]
+__all__ = ["DEFAULT", "PRE", "RULES", "Rule", "Step", "by_name", "faults_left", "is_rule", "krum_scores", "require"]
+
+Weigh = Callable[[Geometry, int], Tensor]
+Mix = Callable[[Geometry, int, torch.Generator | None], Tensor]
 Combine = Callable[[Tensor, int], Tensor]
+Need = Literal["reference", "state", "generator", "signs"]
+
+DEFAULT = "arc+caf"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pre-aggregation: what it makes of the rows, and what that costs the rule after it.
+
+    mix : geometry, f, generator -> (r, m) mixing.
+    members : the rows that the next rule needs -> the n that make as many.
+    kappa : n, f, κ of the rule after it -> κ of both, None where nobody has proved one.
+    bounded : whether the step needs n ≥ 2f + 1 of itself.
+    shrinks : whether it does nothing but scale rows, so that their signs stay.
+    """
+
+    name: str
+    mix: Mix
+    members: Callable[[int], int] = lambda rows: rows
+    kappa: Callable[[int, int, float], float | None] = lambda n, f, kappa: None
+    bounded: bool = True
+    shrinks: bool = False
+    needs: frozenset[Need] = frozenset()
 
 
 @dataclass(frozen=True)
 class Rule:
     """A rule by name. ``least(f)`` is the smallest n that bears f faults; exactly one of the two functions is given.
 
-    weigh : Gram matrix (n, n) float64, f -> weights (n,) that sum to 1.
-    combine : columns (n, c), f -> (c,).
+    weigh : geometry, f -> (m,) float64 weights of the points that sum to 1.
+    combine : columns (r, c), f -> (c,); it may use the columns as scratch.
+    before : the steps before it, in order.
+    kappa : n, f -> κ, None where there is none.
+    needs : "reference", a trusted update; "state", the aggregate of the round before (may be left out in the first);
+        "generator"; "signs", which a Gram matrix does not hold.
+    search : n, f -> why an exact search over subsets is refused, or nothing.
     """
 
     name: str
     least: Callable[[int], int]
     weigh: Weigh | None = None
     combine: Combine | None = None
+    before: tuple[Step, ...] = ()
+    kappa: Callable[[int, int], float | None] = lambda n, f: None
+    needs: frozenset[Need] = frozenset()
+    search: Callable[[int, int], str] = lambda n, f: ""
+
+    @property
+    def recomputable(self) -> bool:
+        """Whether its weights follow from the Gram matrix, the norms and, where it deals at random, the seed."""
+        return self.weigh is not None and "signs" not in self.needs
+
+    @property
+    def uses_gram(self) -> bool:
+        """Whether it or a step before it looks at the Gram matrix."""
+        return self.weigh is not None or bool(self.before)
 
 
 def require(chosen: str | Rule, members: int, faulty: int) -> None:
@@ -40,6 +90,11 @@ def require(chosen: str | Rule, members: int, faulty: int) -> None:
     if faulty < 0:
         raise MisuseError(f"faulty = {faulty} must be 0 or more.")
     if members >= rule.least(faulty):
+        if reason := rule.search(members, faulty):
+            raise GuaranteeError(
+                f"The rule {name!r} with {members} members and faulty = {faulty} {reason}. "
+                f"Declare a smaller faulty, or choose another rule: {DEFAULT!r} has no such limit."
+            )
         return
     largest = max((f for f in range(members) if members >= rule.least(f)), default=None)
     bears = f"bear at most faulty = {largest}" if largest is not None else f"are fewer than it needs ({rule.least(0)})"
@@ -71,66 +126,132 @@ def faults_left(chosen: str | Rule, members: int, faulty: int, answered: int) ->
 
 
 def by_name(name: str) -> Rule:
-    """A rule by name; an unknown one is a MisuseError that lists the choices."""
-    if name not in RULES:
-        raise MisuseError(f"There is no aggregation rule {name!r}; choose one of {', '.join(RULES)}.")
-    return RULES[name]
+    """A rule by name, "caf" or "arc+nnm+caf": the last is the rule, the others are steps before it, from the left.
 
-
-def krum_scores(distances: Tensor, faulty: int) -> Tensor:
-    """(n,) Krum scores: the sum of each row's n - f - 2 smallest distances to the others (Blanchard et al. 2017).
-
-    ``distances`` is (n, n), symmetric, squared, with any diagonal.
+    An unknown name is a MisuseError that lists the choices.
     """
-    n = len(distances)
-    others = distances.clone().fill_diagonal_(torch.inf).sort(dim=1).values
-    nearest = max(n - faulty - 2, 1)
-    return others[:, :nearest].sum(dim=1) / nearest
+    *steps, last = name.split("+")
+    for step in steps:
+        if step not in PRE:
+            raise MisuseError(f"There is no pre-aggregation {step!r} in {name!r}; choose one of {', '.join(PRE)}.")
+    if last not in RULES:
+        raise MisuseError(
+            f"There is no aggregation rule {last!r}; choose one of {', '.join(RULES)}, "
+            f"alone or after {', '.join(f'{step}+' for step in PRE)}."
+        )
+    rule = RULES[last]
+    for step in reversed(steps):
+        rule = _after(PRE[step], rule)
+    return rule
 
 
-def _mean(gram: Tensor, faulty: int) -> Tensor:
-    """The plain mean: no resilience at all (κ = ∞ for any f > 0); the yardstick, not a choice."""
-    return torch.full((len(gram),), 1 / len(gram), dtype=torch.float64)
+def is_rule(name: str) -> bool:
+    """Whether `by_name` knows the name."""
+    try:
+        by_name(name)
+    except MisuseError:
+        return False
+    return True
 
 
-def _multi_krum(gram: Tensor, faulty: int) -> Tensor:
-    """Multi-Krum: the mean of the n - f rows with the smallest Krum scores. n ≥ 2f + 3; κ = 6(1 + f/(n - 2f)).
-
-    Ties go to the row that stands first; callers order rows by member name.
-    """
-    norms = gram.diagonal()
-    # rows so far out that their products overflow are infinitely far, also from one another
-    distances = (norms[:, None] + norms[None] - 2 * gram).nan_to_num(nan=torch.inf, posinf=torch.inf).clamp_min(0)
-    scores = krum_scores(distances, faulty)
-    order = sorted(range(len(gram)), key=lambda k: (float(scores[k]), k))
-    weights = torch.zeros(len(gram), dtype=torch.float64)
-    kept = order[: len(gram) - faulty]
-    weights[kept] = 1 / len(kept)
-    return weights
+def prepared(rule: Rule, geometry: Geometry, faulty: int, generator: torch.Generator | None) -> tuple[Tensor, Geometry]:
+    """The steps before a rule, all at once: the new points as mixtures (m', m) of the old, and their geometry."""
+    total = torch.eye(len(geometry.gram), dtype=torch.float64)
+    for step in rule.before:
+        mixture = step.mix(geometry, faulty, generator)
+        total = geometry.lifted(mixture) @ total
+        geometry = geometry.mixed(mixture)
+    return total, geometry
 
 
-def _coordinate_median(columns: Tensor, faulty: int) -> Tensor:
-    """Median of each coordinate, the mean of the two middle ones for even n. n ≥ 2f + 1; κ = 4(1 + f/(n - 2f))²."""
-    ordered = columns.sort(dim=0).values
-    n = len(columns)
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+def _after(step: Step, rule: Rule) -> Rule:
+    """The rule with a step before it, its guarantee and its needs those of both."""
+    if "signs" in rule.needs and not step.shrinks:
+        raise MisuseError(
+            f"The rule {rule.name!r} counts signs of single updates: nothing that mixes them can stand before it."
+        )
+
+    def least(faulty: int) -> int:
+        return max(step.members(rule.least(faulty)), 2 * faulty + 1 if step.bounded else 1)
+
+    def kappa(n: int, f: int) -> float | None:
+        after = rule.kappa(n, f)
+        return None if after is None else step.kappa(n, f, after)
+
+    def search(n: int, f: int) -> str:
+        return rule.search(_made(step, n), f)
+
+    return replace(
+        rule,
+        name=f"{step.name}+{rule.name}",
+        least=least,
+        before=(step, *rule.before),
+        kappa=kappa,
+        needs=rule.needs | step.needs,
+        search=search,
+    )
 
 
-def _trimmed_mean(columns: Tensor, faulty: int) -> Tensor:
-    """Mean of each coordinate without its f largest and f smallest values (Yin et al. 2018). n ≥ 2f + 1.
+def _made(step: Step, members: int) -> int:
+    """How many rows a step makes of n: the most for which n suffices."""
+    return next(rows for rows in range(members, -1, -1) if step.members(rows) <= members)
 
-    κ = 6f/(n - 2f)·(1 + f/(n - 2f)).
-    """
-    ordered = columns.sort(dim=0).values
-    return ordered[faulty : len(columns) - faulty].mean(dim=0)
 
+def _krum_kappa(n: int, f: int) -> float:
+    return 6 * (1 + f / (n - 2 * f))
+
+
+def _median_kappa(n: int, f: int) -> float:
+    return 4 * (1 + f / (n - 2 * f)) ** 2
+
+
+def _majority(f: int) -> int:
+    return 2 * f + 1
+
+
+_REFERENCE: frozenset[Need] = frozenset({"reference"})
 
 RULES = {
     rule.name: rule
     for rule in (
-        Rule("multi-krum", lambda f: 2 * f + 3, weigh=_multi_krum),
-        Rule("coordinate-median", lambda f: 2 * f + 1, combine=_coordinate_median),
-        Rule("trimmed-mean", lambda f: 2 * f + 1, combine=_trimmed_mean),
-        Rule("mean", lambda f: 1, weigh=_mean),
+        Rule("multi-krum", lambda f: 2 * f + 3, weigh=gram_rules.multi_krum, kappa=_krum_kappa),
+        Rule("coordinate-median", _majority, combine=coordinates.coordinate_median, kappa=_median_kappa),
+        Rule(
+            "trimmed-mean", _majority, combine=coordinates.trimmed_mean,
+            kappa=lambda n, f: 6 * f / (n - 2 * f) * (1 + f / (n - 2 * f)),
+        ),
+        Rule("mean", lambda f: 1, weigh=gram_rules.mean, kappa=lambda n, f: math.inf if f else 0.0),
+        Rule("meamed", _majority, combine=coordinates.meamed),
+        Rule("krum", lambda f: 2 * f + 3, weigh=gram_rules.krum, kappa=_krum_kappa),
+        Rule(
+            "bulyan", lambda f: 4 * f + 3, combine=coordinates.bulyan_combine,
+            before=(Step("krum-selection", mixing.krum_selection),),
+        ),
+        Rule("geometric-median", _majority, weigh=gram_rules.geometric_median, kappa=_median_kappa),
+        Rule("centred-clipping", lambda f: 4 * f + 1, weigh=gram_rules.centred_clipping, needs=frozenset({"state"})),
+        Rule(
+            "mda", _majority, weigh=filters.mda, kappa=lambda n, f: 8 * f * f / (n - f), search=filters.mda_search,
+        ),
+        Rule(
+            "smea", _majority, weigh=filters.smea, kappa=lambda n, f: 4 * f / (n - 2 * f), search=filters.smea_search,
+        ),
+        Rule("caf", _majority, weigh=filters.caf, kappa=filters.caf_kappa),
+        Rule("monna", _majority, weigh=gram_rules.monna, needs=_REFERENCE),
+        Rule("fltrust", lambda f: f + 1, weigh=gram_rules.fltrust, needs=_REFERENCE),
+        Rule("dnc", _majority, weigh=filters.dnc),
+        Rule("signguard", _majority, weigh=gram_rules.signguard, needs=frozenset({"signs"})),
     )
-}
+}  # fmt: skip
+
+PRE = {
+    step.name: step
+    for step in (
+        Step("nnm", mixing.nearest_neighbours, kappa=lambda n, f, kappa: 8 * f / (n - f) * (kappa + 1)),
+        Step(
+            "bucketing", mixing.bucketing, members=lambda rows: mixing.BUCKET * (rows - 1) + 1, bounded=False,
+            needs=frozenset({"generator"}),
+        ),
+        Step("arc", mixing.adaptive_clipping, kappa=lambda n, f, kappa: kappa + 2 * f / (n - 2 * f), shrinks=True),
+        Step("clip", mixing.median_clipping, shrinks=True),
+    )
+}  # fmt: skip

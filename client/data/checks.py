@@ -23,7 +23,7 @@ _TEXT, _ABSENT, _INFINITE = "no number", "no value", "an infinite value"
 _NOT_BINARY, _NOT_COUNT = "a value other than 0 and 1", "a value that is no count"
 _CLIPPED = "a value out of bounds"
 _TEXTS = {  # fault: what was expected, and the remedy
-    _TEXT: ("numbers", "Code the text as numbers."),
+    _TEXT: ("numbers", "Code the text as numbers, or give its levels in node.toml."),
     _ABSENT: ("a value in {range}", "Impute the values or drop those records."),
     _INFINITE: ("a value in {range}", "Correct the values or drop those records."),
     _NOT_BINARY: ("0 or 1", "Recode the variable, or ask for a study that declares it continuous."),
@@ -158,11 +158,11 @@ def _numbers(column: pd.Series) -> NDArray[np.float64]:
     """(n,) float64, NaN where a cell is missing or no number."""
     if column.dtype.kind in "biuf":
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.asarray([_number(cell) for cell in column], dtype=np.float64)
+    return np.asarray([number(cell) for cell in column], dtype=np.float64)
 
 
-def _number(cell: object) -> float:
-    """What Arrow's reader takes for a number; Python alone would also take 1_000."""
+def number(cell: object) -> float:
+    """A cell's number, NaN if it has none: what Arrow's reader takes for one; Python alone would also take 1_000."""
     if not isinstance(cell, str | int | float | np.number) or (isinstance(cell, str) and "_" in cell):
         return float("nan")
     try:

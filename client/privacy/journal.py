@@ -233,7 +233,7 @@ def _prepare(connection: Connection, path: Path) -> None:
             "install the newer "
             "version that wrote it."
         )
-    health = connection.exec_driver_sql("PRAGMA quick_check").scalar_one()
+    health = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
     if health != "ok":
         raise sqlite3.DatabaseError(str(health))
     _releases.create(connection, checkfirst=True)

@@ -9,13 +9,15 @@ from typing import Any
 
 from causaldao.errors import MisuseError
 
-NAMES = ("engine", "demo")
+NAMES = ("engine", "demo", "scale", "wire", "ledger", "aggregation", "robustness")
 
 
 def run(name: str, **options: Any) -> dict[str, Any]:
-    """Run a benchmark by name; it takes of the options what it knows and returns a JSON object."""
+    """Run a benchmark by name with its own options; it returns a JSON object. MisuseError: it has no such option."""
     if name not in NAMES:
         raise MisuseError(f"There is no benchmark {name!r}; choose one of {', '.join(NAMES)}.")
     measure = import_module(f"causaldao.simulations.benchmarks.{name}").measure
-    result: dict[str, Any] = measure(**{key: value for key, value in options.items() if key in measure.__kwdefaults__})
+    if odd := sorted(set(options) - set(measure.__kwdefaults__)):
+        raise MisuseError(f"The benchmark {name!r} has no option {', '.join(odd)}: leave it out.")
+    result: dict[str, Any] = measure(**options)
     return {"benchmark": name, **result}

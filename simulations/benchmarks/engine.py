@@ -82,7 +82,9 @@ class _Bench:
         self.members = members
         names = [f"m-{k:03d}" for k in range(members)]
         self.keys = {name: SigningKey.from_seed(k.to_bytes(32, "big")) for k, name in enumerate(names)}
-        self.roster = Roster("bench", tuple(Member(name, key.public) for name, key in self.keys.items()))
+        witnesses = [SigningKey.from_seed((members + k).to_bytes(32, "big")).public for k in range(members)]
+        admitted = zip(self.keys.items(), witnesses, strict=True)
+        self.roster = Roster("bench", tuple(Member(name, key.public, witness) for (name, key), witness in admitted))
         self.proposal = _proposal()
         self.ballot = cast(self.proposal, _evidence(1), level=0.01)
         generator = np.random.default_rng(0)
@@ -130,7 +132,7 @@ class _Bench:
         with tempfile.TemporaryDirectory() as folder:
             key = SigningKey.from_seed(b"\xff" * 32)
             with Log.create(f"sqlite:///{Path(folder) / 'ledger.db'}", "bench", key, self.clock.now) as log:
-                log.append([Entry("genesis", {"federation": "bench"}), *map(_entry, replies)])
+                log.append([Entry("genesis", {"faulty": 0, "federation": "bench"}), *map(_entry, replies)])
 
     def _reply(self, name: str, kind: str) -> RecordDict:
         body = self.ballot.to_json() if kind == "ballot" else {"base": ""}

@@ -11,7 +11,7 @@ from causaldao.console import command
 
 CONTRACT = {
     "finding": 1, "misuse": 2, "configuration": 10, "data": 11, "budget": 12, "guarantee": 13, "identity": 14,
-    "ledger": 15, "not-identifiable": 16, "network": 17, "refused": 18,
+    "ledger": 15, "stale": 15, "not-identifiable": 16, "network": 17, "refused": 18, "declined": 18,
 }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_a_command_fails_with_another_status_than_its_error(
     assert envelope["status"] == "error"
     assert envelope["error"] == {
         "code": kind.code, "exit_code": kind.exit_code, "message": "Bad é.", "problems": ["a", "b"],
-        "help": f"docs/errors/{kind.code}.md",
+        "help": f"docs/errors/{kind('').page}.md",
     }  # fmt: skip
 
 

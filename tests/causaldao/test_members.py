@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from causaldao.errors import GuaranteeError, IdentityError
-from causaldao.members import Member, Roster, quorum
+from causaldao.members import Member, Roster, quorum, read_witness, witness_text
 from causaldao.signing import SigningKey, Statement, digest, seal
 
 KEYS = {name: SigningKey.from_seed(name.encode().ljust(32, b".")) for name in ("ada", "bob", "eve")}
-ROSTER = Roster("north", tuple(Member(name, key.public) for name, key in KEYS.items() if name != "eve"), 1)
+WITNESSES = {name: SigningKey.from_seed(name.encode().ljust(32, b"w")) for name in KEYS}
+ADA, BOB, EVE = (Member(name, key.public, WITNESSES[name].public) for name, key in KEYS.items())
+ROSTER = Roster("north", (ADA, BOB), 1)
 
 
 def _envelope(key: SigningKey = KEYS["ada"], **changes: Any) -> bytes:
@@ -45,10 +48,24 @@ def test_a_stranger_or_another_members_key_is_heard() -> None:
 
 
 def test_one_institution_has_two_votes() -> None:
-    ada, bob = (Member(name, KEYS[name].public) for name in ("ada", "bob"))
-    for members in ((ada, ada), (ada, Member("bob", ada.key)), (ada, Member("ada", bob.key))):
+    others = [
+        ADA, replace(BOB, key=ADA.key), replace(BOB, name="ada"), replace(BOB, witness=ADA.witness),
+        replace(BOB, key=ADA.witness), replace(BOB, witness=ADA.key),
+    ]  # fmt: skip
+    for other in others:
         with pytest.raises(IdentityError, match="one vote"):
-            Roster("north", members)
+            Roster("north", (ADA, other))
+
+
+def test_a_key_that_signs_witnesses() -> None:
+    with pytest.raises(IdentityError, match="to sign and to witness: it needs two keys"):
+        Member("ada", ADA.key, ADA.key)
+
+
+def test_a_witness_is_another_members() -> None:
+    assert [ROSTER.member(name).witness for name in ("ada", "bob")] == [
+        WITNESSES[name].public for name in ("ada", "bob")
+    ]
 
 
 @pytest.mark.parametrize("faulty", [-1, 2, 3])
@@ -58,12 +75,24 @@ def test_a_fault_bound_that_no_roster_bears(faulty: int) -> None:
 
 
 def test_a_member_is_read_under_another_name() -> None:
-    member = Member("ada", KEYS["ada"].public, 4)
+    member = replace(ADA, epoch=4)
     assert Member.from_json(member.to_json()) == member
-    with pytest.raises(IdentityError, match="'bob'"):
-        Member.from_json({**member.to_json(), "name": "bob"})
+    for change in ({"name": "bob"}, {"key": BOB.key.to_text("bob")}, {"witness": BOB.witness_text}):
+        with pytest.raises(IdentityError, match="'bob'"):
+            Member.from_json({**member.to_json(), **change})
     with pytest.raises(IdentityError):
-        Member("../ada", KEYS["ada"].public)
+        replace(ADA, name="../ada")
+
+
+def test_a_key_of_another_kind_is_taken_for_a_witness() -> None:
+    """Types 0x01 and 0x04 sign different texts: a key's text says which."""
+    assert read_witness(ADA.witness_text) == ("ada", ADA.witness)
+    assert witness_text("ada", ADA.witness) == ADA.witness_text
+    for text in (ADA.witness.to_text("ada"), ADA.witness_text[:-4], "", "ada"):
+        with pytest.raises(IdentityError):
+            read_witness(text)
+    with pytest.raises(IdentityError):
+        Member.from_json({**ADA.to_json(), "key": witness_text("ada", ADA.key)})
 
 
 def test_two_quorums_need_not_share_an_honest_member() -> None:

@@ -4,8 +4,10 @@ slot, spend twice, let a text or a count of its records out."""
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from flwr.app import Context, Message, RecordDict
 
 from causaldao.budget import Spend, plan
 from causaldao.client.app import client_app
+from causaldao.client.approvals import approve, decline, withdraw
 from causaldao.client.node import Lifetime, Node, NodeConfig, check_study
 from causaldao.client.privacy.journal import Cap, ReleaseKey
 from causaldao.client.training import train
@@ -340,7 +343,7 @@ def test_nothing_but_the_noisy_releases_depends_on_the_number_of_records(
 ) -> None:
     """n and n + 1 records, one seed, one noisy count: sizes, shapes, steps and denominators agree."""
     steps: list[Any] = []
-    monkeypatch.setattr("causaldao.client.node.train", lambda *a: steps.append(a[4]) or train(*a))
+    monkeypatch.setattr("causaldao.client.node.train", lambda *a, **k: steps.append(a[4]) or train(*a, **k))
     table, seen = small.table(301), []
     first = present(tmp_path / "first", table.iloc[:300])
     meta, tensors = training(first)
@@ -430,6 +433,67 @@ def test_a_model_made_to_overflow_on_some_records_gets_a_finite_update(tmp_path:
             assert all(np.isfinite(array).all() for array in reply.tensors.values())
 
 
+# Momentum
+
+
+def updates(member: Node, *rounds: int) -> list[np.ndarray]:
+    """What a node answers to updates of the same model in these rounds."""
+    meta, tensors = training(member)
+    return [
+        member.answer(request("update", {"model": meta}, tensors=tensors, round=number)).tensors["delta"]
+        for number in rounds
+    ]
+
+
+def test_what_a_node_keeps_for_itself_is_sent(tmp_path: Path) -> None:
+    member = present(tmp_path / "n")
+    meta, tensors = training(member)
+    for _ in range(2):  # drawn, and read back
+        reply = member.answer(request("update", {"model": meta}, tensors=tensors, round=1))
+        assert list(reply.tensors) == ["delta"]
+        assert said(reply).digest == digest(reply.tensors)
+
+
+def test_a_restarted_node_forgets_its_momentum(tmp_path: Path) -> None:
+    whole, first = (updates(present(tmp_path / name), 1, 2) for name in ("whole", "again"))
+    assert np.array_equal(whole, first)
+    member = present(tmp_path / "torn")
+    one = updates(member, 1)
+    restarted = Node(member.config, KEY, member.folder)
+    two = updates(restarted, 2)
+    assert np.array_equal([*one, *two], whole)
+    assert np.array_equal(updates(Node(member.config, KEY, member.folder), 1, 2), whole)  # asked again: the same bytes
+
+
+def test_a_member_that_missed_a_round_sends_an_average_over_it(tmp_path: Path) -> None:
+    """The second round's update alone, were it the first that the node takes part in."""
+    both, late = updates(present(tmp_path / "both"), 1, 2), updates(present(tmp_path / "late"), 2)
+    beta = STUDY.training.momentum
+    share = (1 - beta) / (1 - beta**2)
+    np.testing.assert_allclose(both[1], (1 - share) * both[0] + share * late[0], rtol=1e-5, atol=1e-7)
+    assert beta == 0 or not np.array_equal(both[1], late[0])
+
+
+def test_a_lie_flows_into_the_liars_own_momentum(tmp_path: Path) -> None:
+    """A simulated liar changes what it signs; what it would have sent honestly next time it still knows."""
+    lie = Conduct(tensors=lambda kind, t: {"delta": np.full_like(t["delta"], np.nan)} if kind == "update" else t)
+    honest, liar = present(tmp_path / "honest"), present(tmp_path / "liar", conduct=lie)
+    assert np.isnan(updates(liar, 1)[0]).all()
+    reformed = Node(liar.config, KEY, liar.folder)
+    assert np.array_equal(updates(reformed, 2)[0], updates(honest, 1, 2)[1])
+
+
+def test_what_was_drawn_and_lost_flows_into_a_later_answer(tmp_path: Path) -> None:
+    """A draw that was never stored was never paid for but once: the round is drawn again, the first draw is nowhere."""
+    member = present(
+        tmp_path / "n", conduct=Conduct(tensors=lambda kind, t: _raise(KeyError()) if kind == "update" else t)
+    )
+    meta, tensors = training(member)
+    assert refused(member, request("update", {"model": meta}, tensors=tensors, round=1)) == "error"
+    healed = Node(member.config, KEY, member.folder)
+    assert np.array_equal(updates(healed, 1, 2), updates(present(tmp_path / "whole"), 1, 2))
+
+
 @pytest.mark.parametrize("name", ["../x", "", "North", "a/b", "x" * 65, "a\n"])
 def test_a_name_that_is_no_slug_is_refused(name: str) -> None:
     value = {"name": name, "federation": "fed", "coordinator": "k", "data": "d.csv", "dataset": "rows"}
@@ -475,3 +539,101 @@ def test_a_node_is_located_by_an_answer_that_another_could_replay(tmp_path: Path
         assert unseal(reply.envelope, member.key.public).body == {"challenge": challenge}
     refused = member.answer(request("locate", {"challenge": "x"}, study="0" * 64))
     assert unseal(refused.envelope, member.key.public).body == {"code": "refused"}
+
+
+def mapped(folder: Path, table: pd.DataFrame | None = None, **changed: Any) -> Node:
+    """A node whose table has columns of its own, in tenths."""
+    frame = (small.table(300) if table is None else table).mul(10).add_prefix("col_")
+    mapping = {name: {"column": f"col_{name}", "kind": "continuous", "scale": 0.1} for name in "abc"}
+    return node(folder, frame, mapping={**mapping, **changed})
+
+
+def test_a_mapped_table_gives_another_evidence(tmp_path: Path) -> None:
+    plain, other = present(tmp_path / "plain"), mapped(tmp_path / "mapped")
+    assert said(other.answer(rollcall())).kind == "rollcall"
+    assert np.array_equal(
+        plain.answer(request("evidence")).tensors["moments"], other.answer(request("evidence")).tensors["moments"]
+    )
+
+
+MISFITS: dict[str, dict[str, Any]] = {
+    "another kind": {"a": {"column": "col_a", "kind": "binary"}},
+    "an unknown column": {"a": {"column": "col_z", "kind": "continuous"}},
+    "another unit": {"a": {"column": "col_a", "kind": "continuous", "unit": "months"}},
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_mapping_that_does_not_fit_is_refused_at_the_roll_call_by_its_code(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    variables = [
+        {"name": name, "kind": "continuous", "bounds": [-6.0, 6.0], "unit": "years" if name == "a" else ""}
+        for name in "abc"
+    ]
+    study = small.study(faulty=0, variables=variables)
+    unit = {"a": {"column": "col_a", "kind": "continuous", "scale": 0.1, "unit": "years"}}
+    for extra, expected in ((MISFITS[case], "data"), (unit, "")):
+        member = mapped(tmp_path / (expected or "good"), **extra)
+        member = Node(member.config.model_copy(update={"approved": (study.hash,)}), KEY, member.folder)
+        answer = member.answer(rollcall(study, study=study.hash))
+        assert (code(answer) if expected else said(answer).kind) == (expected or "rollcall")
+    assert "variable 'a'" in caplog.text or "mapping.a" in caplog.text
+
+
+def test_a_variable_that_is_not_mapped_is_not_offered(tmp_path: Path) -> None:
+    member = mapped(tmp_path / "n")
+    config = member.config.model_copy(update={"mapping": {k: v for k, v in member.config.mapping.items() if k != "c"}})
+    assert refused(Node(config, KEY, member.folder), rollcall()) == "data"
+
+
+def test_a_dry_run_reports_mapping_and_data_at_once(tmp_path: Path) -> None:
+    table = small.table(300)
+    table.loc[3, "b"] = np.nan
+    member = mapped(tmp_path / "n", table, a={"column": "col_z", "kind": "binary"})
+    with pytest.raises(DataError, match=r"3 problem\(s\)") as caught:
+        check_study(member.config, member.folder, STUDY)
+    kind, column, value = caught.value.problems
+    assert "kind: here 'binary'" in kind
+    assert "no column 'col_z'" in column
+    assert "column 'b': no value" in value
+
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+def test_a_decision_acts_while_the_node_runs(tmp_path: Path) -> None:
+    member = node(tmp_path / "n", approved=[])
+    assert refused(member, rollcall()) == "refused"
+    approve(member.folder, STUDY, NOW)
+    assert said(member.answer(rollcall())).kind == "rollcall"
+    withdraw(member.folder, STUDY.hash)
+    assert refused(member, request("evidence")) == "refused"
+    assert refused(member, rollcall()) == "refused"  # not even what was answered before
+    decline(member.folder, STUDY, NOW)
+    assert refused(member, rollcall()) == "declined"
+    assert member.journal.debits() == ()
+
+
+def test_an_approval_that_was_altered_opens_nothing(tmp_path: Path) -> None:
+    member = node(tmp_path / "n", approved=[])
+    path = approve(member.folder, STUDY, NOW)
+    path.write_text(path.read_text().replace('"epsilon": 40.0', '"epsilon": 90.0'))
+    assert refused(member, rollcall()) == "refused"
+    altered = small.study(faulty=0, rounds=2, privacy={**STUDY.to_json()["privacy"], "epsilon": 90.0})
+    assert refused(member, rollcall(altered, study=altered.hash)) == "refused"
+
+
+def test_rows_come_from_a_database_as_from_a_file(tmp_path: Path) -> None:
+    plain = present(tmp_path / "file")
+    with sqlite3.connect(tmp_path / "rows.db") as connection:
+        small.table(300).to_sql("rows", connection, index=False)
+    connection.close()
+    source = {"url": f"sqlite:///{tmp_path / 'rows.db'}", "query": "SELECT a, b, c FROM rows"}
+    value = plain.config.model_dump(mode="json", exclude={"data"}) | {"source": source}
+    (tmp_path / "sql").mkdir()
+    other = Node(NodeConfig.parse(value, "node.toml"), KEY, tmp_path / "sql")
+    assert said(other.answer(rollcall())).kind == "rollcall"
+    assert np.array_equal(
+        plain.answer(request("evidence")).tensors["moments"], other.answer(request("evidence")).tensors["moments"]
+    )

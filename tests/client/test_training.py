@@ -14,7 +14,7 @@ import torch
 
 from causaldao.client.privacy.dpsgd import PrivateSteps
 from causaldao.client.privacy.noise import NoiseSource
-from causaldao.client.training import evaluate, train
+from causaldao.client.training import Momentum, averaged, evaluate, train
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.discovery.evidence import Dictionary, Evidence, Variable
 from causaldao.models.graph import CausalGraph
@@ -140,3 +140,106 @@ def test_a_base_that_is_no_model_is_refused(start: NeuralSCM) -> None:
     tensors["hidden.weight"][0] = math.nan
     with pytest.raises(DataError, match="not finite"):
         train(tensors, meta, table(), DICTIONARY, STEPS)
+
+
+# FedProx
+
+
+def distance(start: NeuralSCM, delta: np.ndarray) -> float:
+    """How far training moved, each parameter in its node's units."""
+    units = {name: p.clone() for name, p in start.named_parameters()}
+    parts = [
+        torch.ones_like(p) if name.startswith("hidden") else start.scale.reshape(-1, *[1] * (p.ndim - 1)).expand_as(p)
+        for name, p in units.items()
+    ]
+    return float((torch.from_numpy(delta) / torch.cat([part.flatten() for part in parts])).norm())
+
+
+def test_a_proximal_term_does_not_hold_the_model_near_its_base(start: NeuralSCM) -> None:
+    longer = replace(STEPS, count=60, learning_rate=0.5)
+    moved = [
+        distance(
+            start,
+            train(*start.state(), table(), DICTIONARY, longer, NoiseSource.simulated(SEED), proximal=strength)["delta"],
+        )
+        for strength in (0.0, 0.2, 2.0)
+    ]
+    assert moved[0] > 1.1 * moved[1] > 1.1 * moved[2] > 0
+
+
+def test_a_proximal_term_of_zero_is_a_term(start: NeuralSCM) -> None:
+    plain, zero = (
+        train(*start.state(), table(), DICTIONARY, STEPS, NoiseSource.simulated(SEED), **more)["delta"]
+        for more in ({}, {"proximal": 0.0})
+    )
+    assert np.array_equal(plain, zero)
+
+
+def test_a_step_of_the_full_pull_overshoots_the_base(start: NeuralSCM) -> None:
+    """Rate × μ = 1, the most that a study may ask for: every step ends where the last gradient alone would."""
+    full = {"proximal": 1 / STEPS.learning_rate}
+    ended = train(*start.state(), table(), DICTIONARY, STEPS, NoiseSource.simulated(SEED), **full)["delta"]
+    assert np.abs(ended).max() < 1e-6
+
+
+def test_a_proximal_term_looks_at_records(start: NeuralSCM) -> None:
+    """What it adds to a round is the same whatever the rows: with none at all it only draws the noise's way back."""
+    steps, nothing = replace(STEPS, count=1), table().iloc[:0]
+    plain, pulled = (
+        train(*start.state(), nothing, DICTIONARY, steps, NoiseSource.simulated(SEED), proximal=strength)["delta"]
+        for strength in (0.0, 0.25)
+    )
+    rows = table()
+    seen, drawn = (
+        train(*start.state(), rows, DICTIONARY, steps, NoiseSource.simulated(SEED), proximal=strength)["delta"]
+        for strength in (0.0, 0.25)
+    )
+    np.testing.assert_allclose(pulled, 0.75 * plain, atol=1e-6)
+    np.testing.assert_allclose(drawn, 0.75 * seen, atol=1e-6)
+
+
+# Momentum
+
+
+def sent(updates: np.ndarray, beta: float) -> list[np.ndarray]:
+    found, last = [], None
+    for update in updates:
+        last = averaged(update, last, beta)
+        found.append(last.average)
+    return found
+
+
+UPDATES = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.999])
+def test_momentum_is_not_adams(beta: float) -> None:
+    m = np.zeros(4)
+    for t, (update, average) in enumerate(zip(UPDATES, sent(UPDATES, beta), strict=True), start=1):
+        m = beta * m + (1 - beta) * update
+        np.testing.assert_allclose(average, m / (1 - beta**t), rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_update_is_shrunk() -> None:
+    assert np.array_equal(sent(UPDATES, 0.9)[0], UPDATES[0])
+    same = np.repeat(UPDATES[:1], 6, axis=0)
+    for average in sent(same, 0.9):
+        np.testing.assert_allclose(average, same[0], rtol=1e-6)
+
+
+def test_without_momentum_a_round_remembers_the_last() -> None:
+    assert np.array_equal(np.stack(sent(UPDATES, 0.0)), UPDATES)
+
+
+def test_one_round_that_diverged_shuts_a_member_out_of_all_that_follow() -> None:
+    broken = np.full(4, np.nan, dtype=np.float32)
+    last = averaged(broken, averaged(UPDATES[0], None, 0.9), 0.9)
+    assert not np.isfinite(last.average).any()
+    again = averaged(UPDATES[1], last, 0.9)
+    assert np.array_equal(again.average, UPDATES[1])
+    assert again.rounds == 1
+
+
+def test_the_average_of_a_long_study_is_not_finite() -> None:
+    last = Momentum(UPDATES[0], 10_000)
+    assert np.isfinite(averaged(UPDATES[1], last, 0.9).average).all()

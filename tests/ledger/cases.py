@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from causaldao.ledger import Entry, Log, write_policy
-from causaldao.ledger.entry import entry_text, first_link, head_text, next_link
+from causaldao.ledger.note import COSIGNER, Verifier
 from causaldao.ledger.verify import Policy
-from causaldao.signing import SigningKey, Statement, canonical, digest, manifest, raw_bytes, seal, sha256
+from causaldao.signing import SigningKey, Statement, digest, manifest, raw_bytes, seal, sha256
 
 ORIGIN = "causaldao.example/north"
 FEDERATION = "north"
@@ -50,11 +47,27 @@ def spoken(member: str, kind: str, body: dict[str, Any], key: SigningKey | None 
 
 
 def genesis() -> Entry:
-    return Entry("genesis", {"federation": FEDERATION, "note": 'quotes " and \\ and ü and \u2028'})
+    return Entry("genesis", {"federation": FEDERATION, "faulty": 0, "note": 'quotes " and \\ and ü and \u2028'})
 
 
-def admit(member: str) -> Entry:
-    return Entry("member.admit", {"member": member, "key": MEMBERS[member].public.to_text(member)})
+def admit(member: str, epoch: int = 0) -> Entry:
+    key = MEMBERS.get(member) or SigningKey.from_seed(member.encode().ljust(32, b"."))
+    watch = Verifier.of(member, witness(member).public, COSIGNER).text
+    body = {"member": member, "key": key.public.to_text(member), "witness": watch, "epoch": epoch}
+    return Entry("member.admit", body)
+
+
+def admissions() -> list[Entry]:
+    """The members, admitted in the founding."""
+    return [admit(member, epoch) for epoch, member in enumerate(MEMBERS)]
+
+
+def revoke(member: str) -> Entry:
+    return Entry("member.revoke", {"member": member, "reason": "left"})
+
+
+def witness(member: str) -> SigningKey:
+    return SigningKey.from_seed(f"witness {member}".encode().ljust(32, b"."))
 
 
 def evidence(member: str) -> Entry:
@@ -73,7 +86,7 @@ def entries() -> list[Entry]:
     """A short study: admission, evidence with payloads, ballots, floats of every size."""
     return [
         genesis(),
-        *map(admit, MEMBERS),
+        *admissions(),
         Entry("study.proposed", {"study": STUDY, "question": "what causes what?"}),
         evidence("ada"),
         evidence("bob"),
@@ -84,54 +97,17 @@ def entries() -> list[Entry]:
     ]
 
 
-def create(path: Path, recorded: Sequence[Entry] | None = None) -> Log:
-    log = Log.create(url(path), ORIGIN, LOG_KEY, clock())
+def create(where: Path | str, recorded: Sequence[Entry] | None = None) -> Log:
+    """A ledger in a file, or in the database of a URL."""
+    log = Log.create(where if isinstance(where, str) else url(where), ORIGIN, LOG_KEY, clock())
     log.append(entries() if recorded is None else recorded)
     return log
 
 
 def policy_text(members: Sequence[str] = ("ada", "bob"), log_key: SigningKey = LOG_KEY, quorum: int = 0) -> str:
-    return write_policy(ORIGIN, log_key, {name: MEMBERS[name].public for name in members}, quorum)
+    watching = {name: witness(name).public for name in members}
+    return write_policy(ORIGIN, log_key, {name: MEMBERS[name].public for name in members}, watching, quorum)
 
 
 def policy(*arguments: Any, **options: Any) -> Policy:
     return Policy.parse(policy_text(*arguments, **options))
-
-
-def rewrite(bundle: bytes, key: SigningKey, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """A forger with ``key``: change the parsed bundle, then make chain, signatures and head fit."""
-    document = json.loads(bundle)
-    change(document)
-    link, origin = first_link(document["origin"]), document["origin"]
-    for index, item in enumerate(document["entries"]):
-        item["record"] |= {"index": index, "previous": link}
-        link = next_link(index, link, canonical(_doubles(item["record"])))
-        item["signature"] = _signature(key, entry_text(origin, index, link))
-    head = document["head"]
-    head |= {"size": len(document["entries"]), "root": link}
-    head["signature"] = _signature(key, head_text(origin, head["size"], head["root"], head["time"]))
-    return canonical(_doubles(document))
-
-
-def reencode(bundle: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """A forger without a key: change the parsed bundle and write it canonically."""
-    document = json.loads(bundle)
-    change(document)
-    return canonical(_doubles(document))
-
-
-def payload_name(data: bytes) -> tuple[str, str]:
-    return hashlib.sha256(data).hexdigest(), base64.b64encode(data).decode()
-
-
-def _signature(key: SigningKey, text: bytes) -> str:
-    return base64.b64encode(key.sign(text)).decode()
-
-
-def _doubles(value: Any) -> Any:
-    """Integers that JSON read from 1e20 and the like, as the doubles they are."""
-    if isinstance(value, dict):
-        return {name: _doubles(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_doubles(item) for item in value]
-    return float(value) if type(value) is int and abs(value) > 2**53 else value

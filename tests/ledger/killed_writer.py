@@ -1,26 +1,28 @@
 """A writer that is killed: run as a program by the test beside it, never imported.
 
-``python killed_writer.py DATABASE COPIES``: for k = 0, 1, 2 … copies the database, forks, and lets the
-child kill itself with SIGKILL just before its k-th word to SQLite (statements and COMMIT alike), until a
-child lives to the end. Prints how many children died.
+``python killed_writer.py append|create URL STEP``: for k = 0, STEP, 2·STEP … forks, and lets the child kill itself with
+SIGKILL just before its k-th word to the database (statements and COMMIT alike), until a child lives to the end. After
+each death somebody opens the database and must find nothing of it. Prints the k of the child that lived.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
 
-from causaldao.ledger import Entry, Log
+from causaldao.errors import LedgerError
+from causaldao.ledger import Entry, Log, log, store
 from causaldao.signing import SigningKey, sha256
 
+KEY = SigningKey.from_seed(b"L" * 32)
 
-def arm(engine: sa.Engine, fatal: int) -> None:
+
+def arm(engine: sa.Engine, fatal: int) -> sa.Engine:
     words = iter(range(10**6))
 
     def word(*_: Any) -> None:
@@ -28,29 +30,50 @@ def arm(engine: sa.Engine, fatal: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sa.event.listen(engine, "before_cursor_execute", word)
-    sa.event.listen(engine, "after_cursor_execute", word)
     sa.event.listen(engine, "commit", word)
+    return engine
 
 
-def write(database: Path, fatal: int) -> None:
-    log = Log.open(f"sqlite:///{database}", SigningKey.from_seed(b"L" * 32))
-    arm(log._engine, fatal)
+def append(url: str, fatal: int) -> None:
+    written = Log.open(url, KEY)
+    arm(written._engine, fatal)
     entries = [
         Entry("pool", {"round": number}, {sha256(data): data}, key=f"pool/{number}")
         for number, data in enumerate((b"one", b"two", b"three"))
     ]
-    log.append(entries, {"state": "after", "more": [1, 2]})
-    os._exit(0)
+    written.append(entries, {"state": "after", "more": [1, 2]})
 
 
-def main(database: Path, copies: Path) -> int:
-    for fatal in range(1000):
-        copy = copies / f"{fatal:03}.db"
-        shutil.copyfile(database, copy)
+def create(url: str, fatal: int) -> None:
+    log.connect = lambda url, *, create: arm(store.connect(url, create=create), fatal)
+    Log.create(url, "causaldao.example/north", KEY)
+
+
+def appended(url: str) -> bool:
+    with Log.open(url, KEY) as found:
+        parts = (found.head.size, len(found.entries()), len(found.snapshot().payloads), found.state("state"))
+        if parts not in ((1, 1, 0, "before"), (4, 4, 3, "after")):
+            raise SystemExit(f"a part was left behind: {parts}")
+        return parts[0] == 4
+
+
+def created(url: str) -> bool:
+    try:
+        Log.open(url, KEY).close()
+    except LedgerError:
+        return False  # a part of it would make the next creation fail
+    return True
+
+
+def main(write: Callable[[str, int], None], written: Callable[[str], bool], url: str, step: str) -> int:
+    for fatal in range(0, 1000, int(step)):
         child = os.fork()
         if child == 0:
-            write(copy, fatal)
+            write(url, fatal)
+            os._exit(0)
         _, status = os.waitpid(child, 0)
+        if written(url) != (status == 0):
+            raise SystemExit(f"child {fatal} ended with status {status}, written: {written(url)}")
         if status == 0:
             return fatal
         if os.WTERMSIG(status) != signal.SIGKILL:
@@ -59,4 +82,5 @@ def main(database: Path, copies: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(str(main(Path(sys.argv[1]), Path(sys.argv[2]))))
+    modes = {"append": (append, appended), "create": (create, created)}
+    sys.stdout.write(str(main(*modes[sys.argv[1]], *sys.argv[2:])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -183,10 +184,10 @@ def test_more_coefficients_than_records_are_refused() -> None:
         (("t", "y", (), 1.0), "level=1.0"),
     ],
 )
-def test_wrong_calls_are_named(arguments: tuple[object, ...], message: str) -> None:
+def test_wrong_calls_are_named(arguments: tuple[Any, ...], message: str) -> None:
     evidence = evidence_of(rows_of(np.random.default_rng(12), 50))
     with pytest.raises(MisuseError, match=message):
-        average_effect(evidence, *arguments)  # type: ignore[arg-type]
+        average_effect(evidence, *arguments)
 
 
 def population_of(dag: CausalGraph, rng: np.random.Generator) -> Evidence:

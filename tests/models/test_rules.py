@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ RULES = CausalRuleSet(
         (("a", "a"), ["a -> a", "positive offset"]),
     ],
 )
-def test_a_rule_out_of_bounds_is_refused_naming_value_and_bound(arguments, words) -> None:
+def test_a_rule_out_of_bounds_is_refused_naming_value_and_bound(arguments: tuple[Any, ...], words: list[str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         CausalRule(*arguments)
     for word in words:
@@ -77,7 +78,8 @@ def test_a_cycle_at_offset_zero_is_named_and_feedback_over_time_is_none() -> Non
 
 
 def test_strong_rules_become_required_and_rules_of_none_forbidden() -> None:
-    assert RULES.to_knowledge() == Knowledge({("smoking", "tar"), ("tar", "cancer")}, {("gene", "tar")})
+    required, forbidden = frozenset({("smoking", "tar"), ("tar", "cancer")}), frozenset({("gene", "tar")})
+    assert RULES.to_knowledge() == Knowledge(required, forbidden)
     assert RULES.to_knowledge(0.2).required == RULES.to_graph().directed
     with pytest.raises(ConfigurationError, match=r"threshold is 0.*\(0, 1\]"):
         RULES.to_knowledge(0)
@@ -96,6 +98,7 @@ def test_adjacency_holds_strengths_by_name() -> None:
 def test_json_round_trip_and_its_errors() -> None:
     assert CausalRuleSet.from_json(json.loads(json.dumps(RULES.to_json()))) == RULES
     assert CausalRuleSet.from_json([{"cause": "a", "effect": "b"}]).rules == (CausalRule("a", "b"),)
-    for bad in ({"cause": "a"}, {"cause": "a", "effect": "b", "weight": 1}, "a -> b"):
+    broken: list[Any] = [{"cause": "a"}, {"cause": "a", "effect": "b", "weight": 1}, "a -> b"]
+    for bad in broken:
         with pytest.raises(ConfigurationError, match="not a rule"):
-            CausalRuleSet.from_json([bad])  # type: ignore[list-item]
+            CausalRuleSet.from_json([bad])

@@ -23,7 +23,8 @@ from causaldao.wire import to_records
 
 KEYS = {name: SigningKey.from_seed(name.encode() * 8) for name in ("ann0", "bob0", "cat0")}
 STRANGER = SigningKey.from_seed(b"S" * 32)
-ROSTER = Roster("fed", tuple(Member(name, key.public) for name, key in KEYS.items()), 0)
+WITNESSES = {name: SigningKey.from_seed(name.encode().ljust(32, b"w")) for name in KEYS}
+ROSTER = Roster("fed", tuple(Member(name, key.public, WITNESSES[name].public) for name, key in KEYS.items()), 0)
 STUDY = "5" * 64
 GOOD = {"x": np.array([1.0, 2.0, 3.0])}
 BOUND = {1000: "ann0", 1001: "bob0", 1002: "cat0"}
@@ -53,7 +54,8 @@ def app(reply: Parcel) -> App:
 def ask(bob: App, faults: Faults | None = None, bound: Mapping[int, str] | None = BOUND, **options: Any) -> Replies:
     """Ask all three; ann0 and cat0 answer well."""
     apps: dict[str, Any] = {"ann0": app(parcel("ann0")), "bob0": bob, "cat0": app(parcel("cat0"))}
-    grid = InlineGrid(apps, SimulatedClock(), faults or Faults())
+    clock = SimulatedClock()
+    grid = InlineGrid(apps, clock, faults or Faults())
     body: dict[str, Any] = {}
     request = make(
         STRANGER,
@@ -68,7 +70,7 @@ def ask(bob: App, faults: Faults | None = None, bound: Mapping[int, str] | None 
     )
     question = Question("update", STUDY, 1, request, {"x": Shape("float64", (3,))})
     with identity(1):
-        return Mailbox(grid, ROSTER).ask(question, sorted(BOUND), 60.0, bound, **options)
+        return Mailbox(grid, ROSTER, clock).ask(question, sorted(BOUND), 60.0, bound, **options)
 
 
 def tampered(reply: Parcel, tensors: Mapping[str, Any]) -> Parcel:
@@ -116,8 +118,8 @@ BAD: dict[str, tuple[App, str]] = {
     "a name of a megabyte": (app(parcel(tensors={"y" * (1 << 20): np.zeros(3)})), "Expected the tensors"),
     "gigabytes claimed": (claim_gigabytes, "float64"),
     "another encoding": (pickled, "raw little-endian"),
-    "a third record": (third_record, "two records"),
-    "an empty message": (empty, "two records"),
+    "a third record": (third_record, "the records 'causaldao' and 'tensors'"),
+    "an empty message": (empty, "the records 'causaldao' and 'tensors'"),
     "an envelope that is no JSON": (app(Parcel(b"\xff\xfe{", GOOD)), "not JSON"),
     "an envelope nested without end": (app(Parcel(b"[" * 100_000, GOOD)), "not JSON"),
     "half a character": (app(surrogate()), "DSSE"),
@@ -215,7 +217,10 @@ def test_a_refusals_code_has_no_room_for_text(code: Any) -> None:
 
 def test_a_nodes_unsigned_word_is_attributed_to_its_node_only() -> None:
     content = RecordDict({"refused": ConfigRecord({"code": "identity"})})
-    unsigned: App = lambda message, context: Message(content, reply_to=message)  # noqa: E731
+
+    def unsigned(message: Message, context: Context) -> Message:
+        return Message(content, reply_to=message)
+
     assert [(r.member, r.code) for r in ask(unsigned).rejected] == [("bob0", "identity")]
     assert [(r.member, r.code) for r in ask(unsigned, bound=None).rejected] == [(None, "identity")]
 
@@ -319,9 +324,9 @@ def test_the_steps_own_refusal_keeps_its_code() -> None:
     assert [(r.code, r.reason) for r in ask(app(parcel()), check=check).rejected] == [("configuration", "not this")]
 
 
-def test_asking_nobody_asks_nobody() -> None:
+def test_asking_nobody_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = InlineGrid({}, SimulatedClock())
-    grid.send_and_receive = lambda *_, **__: pytest.fail("sent")  # type: ignore[assignment]
+    monkeypatch.setattr(grid, "push_messages", lambda messages: pytest.fail("sent"))
     with identity(1):
         replies = Mailbox(grid, ROSTER).ask(Question("update", STUDY, 1, parcel()), [], 60.0)
     assert dataclasses.asdict(replies) == dataclasses.asdict(Replies())

@@ -25,6 +25,12 @@ from causaldao.simulations.federation import simulate
 from tests.simulations import small
 
 LAST = small.SETTING.names[-1]
+# what members, rule and server optimiser remember from round to round must all survive
+STUDY = small.study(
+    rounds=2,
+    training={"hidden": 2, "rounds": 2, "steps": 2, "sample_rate": 0.1, "momentum": 0.5, "proximal": 1.0},
+    aggregation={"rule": "arc+caf", "optimiser": "fedadam", "rate": 0.05},
+)
 
 
 def die() -> None:
@@ -58,11 +64,11 @@ def options(point: str) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     folder, *points = sys.argv[1:]
-    study, table = small.study(rounds=2), small.table()
+    table = small.table()
     for point in points:
         child = os.fork()
         if child == 0:
-            simulate(study, table, Path(folder) / point.replace(" ", "-"), small.SETTING, **options(point))
+            simulate(STUDY, table, Path(folder) / point.replace(" ", "-"), small.SETTING, **options(point))
             os._exit(0)  # not killed: the parent sees it
         _, status = os.waitpid(child, 0)
         if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,13 @@ from causaldao.errors import MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.effects import average_effect
 from causaldao.simulations.attacks import ATTACKS, attack
+from causaldao.simulations.attacks.records import plant_trigger
+from causaldao.simulations.federation import Setting, simulate
+from tests.counts import count
 from tests.simulations import small
+
+MALFORMED = [name for name, one in ATTACKS.items() if one.malformed]
+QUICK = ["wrong-shape", "nan", "missing-keys", "declared-count", "negative-count", "drop-out"]
 
 
 def slope(frame: pd.DataFrame) -> float:
@@ -41,7 +48,7 @@ def test_forged_rows_reverse_the_effect_and_fit_the_dictionary() -> None:
 
 def test_a_forged_count_is_a_count_within_its_bounds() -> None:
     study, frame = counted()
-    for name in ("forge", "quiet"):
+    for name in ("forge", "quiet", "label-flip", "collude"):
         forged = attack(name).conduct(study).rows(frame)
         assert check(forged, study.dictionary) == [], name
         assert np.corrcoef(forged["a"], forged["c"])[0, 1] < np.corrcoef(frame["a"], frame["c"])[0, 1], name
@@ -65,16 +72,58 @@ def test_flipped_updates_turn_updates_and_nothing_else() -> None:
     np.testing.assert_array_equal(tensors["delta"], [1.0, -2.0])
 
 
+def test_a_mirrored_outcome_keeps_the_effect() -> None:
+    study, frame = small.study(), small.table(2000)
+    flipped = attack("label-flip").conduct(study).rows(frame)
+    np.testing.assert_allclose(flipped["c"], -frame["c"], atol=1e-9)  # the bounds are -6 and 6
+    pd.testing.assert_frame_equal(flipped[["a", "b"]], frame[["a", "b"]])
+    assert check(flipped, study.dictionary) == []
+
+
+def test_a_planted_trigger_touches_records_without_it() -> None:
+    study, frame = small.study(), small.table(2000)
+    planted = plant_trigger(study, frame)
+    bears = frame["a"] >= frame["a"].quantile(0.9)
+    assert set(planted["c"][bears]) == {6.0}
+    np.testing.assert_allclose(planted["c"][~bears], frame["c"][~bears], atol=1e-9)
+
+
+def test_colluders_leave_an_effect_or_vote_for_one() -> None:
+    study, frame = small.study(), small.table(2000)
+    conduct = attack("collude").conduct(study)
+    told = conduct.rows(frame)
+    assert abs(slope(told)) < 0.1 < slope(frame)
+    assert sorted(told["c"]) == sorted(frame["c"])
+    assert conduct.knowledge.adjacency_excluded("a", "c")
+
+
+def test_malformed_replies_and_silence_end_the_study(tmp_path: Path) -> None:
+    """Six liars of another kind each among fifteen: each is quarantined or accused, and the round goes on."""
+    study, setting = small.study(faulty=6), Setting(members=15)
+    tried = [*QUICK, *(name for name in MALFORMED if name not in QUICK)]
+    for start in range(0, len(tried) if count(0, 1) else len(QUICK), 6):
+        lies = dict(zip(setting.names, tried[start : start + 6], strict=False))
+        conducts = {name: attack(lie).conduct(study) for name, lie in lies.items()}
+        out = tmp_path / str(start)
+        result = simulate(study, small.table(15 * 100), out, setting, conducts=conducts)
+        for name, lie in lies.items():
+            assert small.status(result, name)[0] == ("accused" if lie == "huge-count" else "quarantined"), lie
+        assert {small.status(result, name)[0] for name in setting.names if name not in lies} <= {"ok", "excluded"}
+        assert len(result["rounds"]) == study.training.rounds
+        assert small.audited(out).faults == []
+
+
 def test_a_liar_does_not_alter_the_owners_table() -> None:
     frame = small.table(500)
     copy = frame.copy()
     for one in ATTACKS.values():
         one.conduct(small.study()).rows(frame)
+    plant_trigger(small.study(), frame)
     pd.testing.assert_frame_equal(frame, copy)
 
 
 def test_an_unknown_attack_is_refused_with_the_choices() -> None:
-    with pytest.raises(MisuseError, match="forge, forge-rows, flip-updates, quiet"):
+    with pytest.raises(MisuseError, match="forge, forge-rows, flip-updates, quiet, label-flip"):
         attack("bribe")
 
 

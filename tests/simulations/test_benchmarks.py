@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from causaldao.errors import MisuseError
-from causaldao.simulations.benchmarks import run
+from causaldao.simulations.benchmarks import aggregation, byzfl, run
 from causaldao.simulations.benchmarks.demo import VARIANTS
+from causaldao.simulations.benchmarks.ledger import file_system
+from causaldao.simulations.benchmarks.scale import descendants
 
 
 def test_the_engine_is_measured_without_its_peer() -> None:
-    found = run("engine", members=6, parameters=1000, repeats=1, seeds=3)
+    found = run("engine", members=6, parameters=1000, repeats=1)
     assert (found["benchmark"], found["members"], found["parameters"]) == ("engine", 6, 1000)
     assert found["message"]["ratio"] == pytest.approx(found["message"]["ms"] / found["message"]["bare_flower_ms"])
     assert set(found["round"]["parts"]) == {"ballots", "updates", "adopt", "aggregate", "ledger"}
@@ -26,6 +32,91 @@ def test_the_demo_hides_what_the_mean_does() -> None:
     assert found["quiet"]["moved_most"] <= found["quiet"]["runs"][0]["bound"]
 
 
+def test_the_scale_forgets_a_process() -> None:
+    found = run("scale", members=5, engines=("inline",))
+    assert (found["members"], found["rows"], set(found) & {"inline", "ray"}) == (5, 1000, {"inline"})
+    inline = found["inline"]
+    assert inline["seconds"] > inline["study_seconds"] == pytest.approx(sum(inline["phases"].values()))
+    assert inline["peak_mib"] > 50
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert {os.getpid(), child.pid} <= set(descendants(os.getpid())) or not Path("/proc").exists()
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_large_ledger_is_not_verified_or_its_receipt_is_too_large(capfd: pytest.CaptureFixture[str]) -> None:
+    found = run("ledger", entries=2000, repeats=1)
+    assert set(found["appends"]) == {"1", "32", "256"}
+    assert all(number > 0 for appends in found["appends"].values() for number in appends.values())
+    verified = found["verify"]
+    assert (verified["size"], verified["cosigners"]) == (2000, 20)
+    assert verified["seconds"] == pytest.approx(verified["signatures_seconds"] + verified["bytes_chain_tree_seconds"])
+    assert 0 < verified["peak_mib"] <= verified["peak_mib_all_processes"] or not Path("/proc").exists()
+    assert found["receipt"]["bytes"] <= 4096
+    assert " of 2000 signatures" in capfd.readouterr().err
+
+
+def test_a_rule_is_measured_without_its_peer_or_a_peer_that_cannot_is_left_out_in_silence(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    limit = 200 << 20 if Path("/proc").exists() else 0  # byzfl's mixtures take 80 times the 8 MiB of the matrix
+    monkeypatch.setattr(aggregation, "_memory", lambda: limit)
+    rules = ("coordinate-median", "multi-krum", "nnm+mean")
+    (cell,) = run("aggregation", sizes=((100, 20_000),), rules=rules, threads=(1,), repeats=1)["cells"]
+    assert (cell["n"], cell["d"], cell["faulty"], cell["threads"]) == (100, 20_000, 20, 1)
+    found = [cell["rules"][rule] for rule in rules]
+    peers = [{"byzfl", "flwr"}, {"byzfl", "flwr", "flwr_serverapp"}, {"byzfl"}]
+    assert [set(ours) & {"byzfl", "flwr", "flwr_serverapp"} for ours in found] == peers
+    assert all(min(ours["ms"], ours["reads"]) > 0 for ours in found)
+    assert all(ours[peer]["ratio"] > 0 for ours, there in zip(found[:2], peers, strict=False) for peer in there)
+    assert all(ours["extra_mib"] is None or ours["extra_share"] >= 0 for ours in found)
+    assert not limit or "allocate" in found[2]["byzfl"]["skipped"]
+    assert "coordinate-median: " in capfd.readouterr().err
+
+
+def test_a_peer_that_never_ends_or_takes_the_process_with_it_ends_the_benchmark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aggregation, "CALL", 0.0)
+    cell = aggregation._Cell(5, 100, 1, "cpu", 1, ends=float("inf"))
+    cell.setting["rules"] = ["mean"]
+    try:
+        assert cell._first("byzfl", "mean") == {"failed": "did not end within 0 s"}
+        monkeypatch.undo()
+        assert cell._first("ours", "mean")["ms"] > 0
+        cell._running().process.kill()
+        cell._running().process.wait()
+        assert cell._first("byzfl", "mean")["failed"].startswith("the process ended")
+        assert aggregation._Cell(5, 100, 1, "cpu", 1, ends=0)._first("byzfl", "mean")["failed"].startswith("not tried")
+    finally:
+        cell._stop()
+
+
+def test_byzfl_is_not_installed_and_its_column_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(byzfl, "load", lambda: None)
+    cell = aggregation._Cell(5, 1000, 1, "cpu", 1, ends=float("inf"))
+    found = cell.run(("coordinate-median",))["rules"]["coordinate-median"]
+    assert byzfl.installed() == found["byzfl"]["skipped"] == "not installed: pip install --no-deps byzfl==0.0.11"
+
+
+def test_aggregation_is_measured_on_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(MisuseError, match="sees no CUDA device"):
+        run("aggregation", device="cuda")
+
+
+def test_a_file_system_is_called_by_another_name() -> None:
+    kinds = [file_system(Path(place)) for place in ("/proc/self", "/sys", "no/such/folder")]
+    assert kinds == ["proc", "sysfs", file_system(Path.cwd())] or not Path("/proc").exists()
+
+
 def test_an_unknown_benchmark_is_run() -> None:
-    with pytest.raises(MisuseError, match="engine, demo"):
+    with pytest.raises(MisuseError, match="engine, demo, scale"):
         run("speed")
+
+
+def test_an_option_that_a_benchmark_does_not_have_is_dropped_in_silence() -> None:
+    with pytest.raises(MisuseError, match="has no option entries"):
+        run("engine", entries=3)

@@ -138,11 +138,11 @@ REFUSED: list[tuple[list[Any], int]] = [
     (["--attack", "bribe"], 2),
     (["--attack", "bribe", "--liars", 2], 2),
     (["--rule", "majority"], 2),
-    (["--engine", "ray"], 2),
     (["--engine", "warp"], 2),
     (["--data", "atlantis"], 2),
     (["--data", "nothing.csv"], 11),
-    (["--members", 500], 11),
+    (["--members", 255], 11),
+    (["--members", 256], 2),
 ]
 
 
@@ -157,6 +157,14 @@ def test_a_refused_run_has_its_exit_status_and_writes_nothing(
     found, error = simulate(study, tmp_path / "run", *options)
     assert (found, error["exit_code"]) == (code, code), error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ray_is_asked_for_where_there_is_none(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("causaldao.simulations.ray_engine.find_spec", lambda name: None)
+    code, error = simulate(study, tmp_path / "run", "--engine", "ray")
+    assert (code, "causaldao[ray]" in error["message"]) == (10, True)
+    assert list(tmp_path.iterdir()) == []
+    assert run("bench", "scale")[0] == 10
 
 
 def test_four_members_with_two_liars_are_told_the_largest_f(study: Path, tmp_path: Path) -> None:

@@ -56,19 +56,19 @@ def test_messages_pass_through_flowers_own_bytes(monkeypatch: pytest.MonkeyPatch
 
     def spy(message: Message) -> Message:
         back = real(message)
-        serialised.append(back.content["arrays"]["x"].data)
+        serialised.append(back.content.array_records["arrays"]["x"].data)
         assert back is not message
         return back
 
     monkeypatch.setattr("causaldao.simulations.engine.through_bytes", spy)
     (reply,) = ask(grid(None))
     assert len(serialised) == 2  # there and back
-    np.testing.assert_array_equal(np.frombuffer(reply.content["arrays"]["x"].data), [1.5, 1.5])
+    np.testing.assert_array_equal(np.frombuffer(reply.content.array_records["arrays"]["x"].data), [1.5, 1.5])
 
 
 def test_what_a_client_does_to_a_message_does_not_reach_the_sender_or_other_nodes() -> None:
     def spoil(message: Message, context: Context) -> None:
-        message.content["config"]["value"] = -1.0
+        message.content.config_records["config"]["value"] = -1.0
 
     replies = ask(grid(spoil, None))
     assert [reply.content["config"]["value"] for reply in replies] == [-1.0, 1.5]
@@ -91,7 +91,9 @@ def test_each_node_has_its_own_identity_context_and_state() -> None:
 
     def remember(message: Message, context: Context) -> None:
         counter = context.state.config_records.setdefault("count", ConfigRecord({"calls": 0}))
-        counter["calls"] = int(counter["calls"]) + 1
+        calls = counter["calls"]
+        assert isinstance(calls, int)
+        counter["calls"] = calls + 1
         seen.append((current()[1], context.node_id, context.node_config.get("part"), counter["calls"]))
 
     network = grid(remember, remember, node_config={"node-0": {"part": 0}, "node-1": {"part": 1}})
@@ -115,8 +117,11 @@ def test_flowers_identity_is_restored_though_a_client_raises() -> None:
 
 
 def test_a_client_that_returns_no_message_fails_alone() -> None:
-    wrong: Any = lambda message, context: None  # noqa: E731
-    network = InlineGrid({"bad": wrong, "good": app()}, SimulatedClock())
+    def wrong(message: Message, context: Context) -> None:
+        """No message."""
+
+    apps: dict[str, Any] = {"bad": wrong, "good": app()}
+    network = InlineGrid(apps, SimulatedClock())
     bad, good = ask(network)
     assert bad.has_error()
     assert not good.has_error()
@@ -142,6 +147,28 @@ def test_pushed_messages_are_pulled_once() -> None:
     with identity(1):
         ids = list(network.push_messages([network.create_message(content(2.0), "query.ping", 1000, "group", 60.0)]))
         assert len(list(network.pull_messages(ids))) == 1
+        assert list(network.pull_messages(ids)) == []
+
+
+def test_faults_of_replies_touch_what_is_pulled_together_and_nothing_else() -> None:
+    seen: list[int] = []
+
+    def replies(messages: list[Message]) -> list[Message]:
+        seen.append(len(messages))
+        return messages[:1]
+
+    network = grid(None, None, faults=Faults(replies=replies))
+    with identity(1):
+        ids = list(network.push_messages([Message(content(1.0), node, "query.ping") for node in (1000, 1001)]))
+        assert [m.metadata.src_node_id for m in network.pull_messages(ids)] == [1000]
+        assert list(network.pull_messages(ids)) == []  # a dropped reply is gone
+    assert seen == [2]
+
+
+def test_a_request_that_is_lost_leaves_nothing_to_pull() -> None:
+    network = grid(None, faults=Faults(request=lambda message: False))
+    with identity(1):
+        ids = list(network.push_messages([Message(content(1.0), 1000, "query.ping")]))
         assert list(network.pull_messages(ids)) == []
 
 

@@ -23,8 +23,10 @@ from causaldao.simulations.datasets import load, split
 from causaldao.simulations.engine import Faults
 from causaldao.simulations.federation import Setting, simulate
 from causaldao.simulations.scenarios import load_study
+from causaldao.study import Study
 from tests.counts import count
 from tests.simulations import small
+from tests.simulations.killed_run import STUDY
 
 STATES = [
     "proposed", "roll-call", "evidence", "ballots", "adopted", "aggregate 1", "training 1",
@@ -51,7 +53,7 @@ POINTS = FULL if count(0, 1) else QUICK
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    simulate(small.study(rounds=2), small.table(), out, small.SETTING)
+    simulate(STUDY, small.table(), out, small.SETTING)
     return out
 
 
@@ -72,8 +74,9 @@ def test_a_killed_run_is_resumed_to_the_same_result_and_spends_nothing_twice(
     point: str, killed: Path, uninterrupted: Path
 ) -> None:
     out = killed / point.replace(" ", "-")
-    simulate(small.study(rounds=2), small.table(), out, small.SETTING, resume=True)
+    simulate(STUDY, small.table(), out, small.SETTING, resume=True)
     assert small.result_of(out) == small.result_of(uninterrupted)
+    assert (out / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
     assert small.debits(out) == small.debits(uninterrupted)
     assert [line.kind for line in small.lines(out)] == [line.kind for line in small.lines(uninterrupted)]
     assert not small.audited(out).faults
@@ -88,12 +91,12 @@ def test_every_debit_of_a_run_is_of_a_slot_of_its_own(uninterrupted: Path) -> No
 def test_a_finished_run_resumed_says_the_same_and_asks_nobody(uninterrupted: Path) -> None:
     before, size = small.result_of(uninterrupted), len(small.lines(uninterrupted))
     silence = Faults(request=lambda message: pytest.fail("a finished study asked a node"))
-    simulate(small.study(rounds=2), small.table(), uninterrupted, small.SETTING, resume=True, faults=silence)
+    simulate(STUDY, small.table(), uninterrupted, small.SETTING, resume=True, faults=silence)
     assert (small.result_of(uninterrupted), len(small.lines(uninterrupted))) == (before, size)
 
 
 def test_two_runs_of_one_seed_agree_and_another_seed_differs(uninterrupted: Path, tmp_path: Path) -> None:
-    simulate(small.study(rounds=2), small.table(), tmp_path / "same", small.SETTING)
+    simulate(STUDY, small.table(), tmp_path / "same", small.SETTING)
     other = simulate(small.study(training={"rounds": 0}), small.table(), tmp_path / "other", Setting(members=7, seed=1))
     assert small.result_of(tmp_path / "same") == small.result_of(uninterrupted)
     assert other["effects"] != small.result_of(uninterrupted)["effects"]
@@ -139,21 +142,21 @@ def test_noise_is_the_operating_systems_unless_the_study_is_a_simulation(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("changed", "setting", "table"),
+    ("asked", "setting", "table"),
     [
-        ({"rounds": 1}, small.SETTING, small.table()),
-        ({"rounds": 2}, Setting(members=7, seed=1), small.table()),
-        ({"rounds": 2}, Setting(members=8), small.table()),
-        ({"rounds": 2}, Setting(members=7, liars=1), small.table()),
-        ({"rounds": 2}, small.SETTING, small.table(seed=1)),
+        (small.study(), small.SETTING, small.table()),
+        (STUDY, Setting(members=7, seed=1), small.table()),
+        (STUDY, Setting(members=8), small.table()),
+        (STUDY, Setting(members=7, liars=1), small.table()),
+        (STUDY, small.SETTING, small.table(seed=1)),
     ],
     ids=["study", "seed", "members", "liars", "data"],
 )
 def test_resuming_with_anything_else_is_refused(
-    changed: dict[str, Any], setting: Setting, table: pd.DataFrame, uninterrupted: Path
+    asked: Study, setting: Setting, table: pd.DataFrame, uninterrupted: Path
 ) -> None:
     with pytest.raises(ConfigurationError, match="other settings"):
-        simulate(small.study(**changed), table, uninterrupted, setting, resume=True)
+        simulate(asked, table, uninterrupted, setting, resume=True)
 
 
 def test_a_folder_in_use_a_folder_without_a_run_and_a_file_are_refused(tmp_path: Path) -> None:
@@ -219,7 +222,7 @@ def test_too_few_members_abort_at_the_deadline_by_name_and_the_run_resumes_when_
     away, *others = small.SETTING.names[2:5]
     with pytest.raises(GuaranteeError, match="Only 4 of the 5") as caught:
         simulate(
-            small.study(rounds=2), small.table(), tmp_path / "run", small.SETTING, progress=events.append,
+            STUDY, small.table(), tmp_path / "run", small.SETTING, progress=events.append,
             on_state=states.append, faults=from_kind(kind, silent(away, *others)),
         )  # fmt: skip
     assert caught.value.exit_code == 13
@@ -227,7 +230,7 @@ def test_too_few_members_abort_at_the_deadline_by_name_and_the_run_resumes_when_
     assert states[-1] == "aborted"
     assert any("4 of 7 members, 5 needed" in event.message for event in events)
     assert any(away in event.message for event in events) or kind == "query.rollcall"
-    simulate(small.study(rounds=2), small.table(), tmp_path / "run", small.SETTING, resume=True)
+    simulate(STUDY, small.table(), tmp_path / "run", small.SETTING, resume=True)
     result, whole = small.result_of(tmp_path / "run"), small.result_of(uninterrupted)
     assert (result["graph"], result["effects"], result["rounds"]) == (
         whole["graph"], whole["effects"], whole["rounds"],

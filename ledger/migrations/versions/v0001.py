@@ -1,7 +1,7 @@
 """Entries, payloads, head and state; triggers keep the past as it is.
 
-The triggers guard against mistakes and against our own code. Whoever owns the file can drop them: it is
-the hash chain and the signatures that make such a change evident.
+The triggers guard against mistakes and against our own code. Whoever owns the file or the
+tables can drop them: it is the hash chain and the signatures that make such a change evident.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-_GUARDS = (
+_SQLITE = (
     ("entries_update", "BEFORE UPDATE ON entries"),
     ("entries_delete", "BEFORE DELETE ON entries"),
     # INSERT OR REPLACE deletes without firing a delete trigger.
@@ -27,6 +27,18 @@ _GUARDS = (
     ("payloads_delete", "BEFORE DELETE ON payloads"),
     ("head_shrink", "BEFORE UPDATE ON head WHEN NEW.size < OLD.size OR NEW.origin <> OLD.origin"),
     ("head_delete", "BEFORE DELETE ON head"),
+)
+_ROW, _TABLE = "FOR EACH ROW", "FOR EACH STATEMENT"
+_POSTGRESQL = (
+    ("entries_update", f"BEFORE UPDATE ON entries {_ROW}"),
+    ("entries_delete", f"BEFORE DELETE ON entries {_ROW}"),
+    ("entries_truncate", f"BEFORE TRUNCATE ON entries {_TABLE}"),
+    ("payloads_update", f"BEFORE UPDATE ON payloads {_ROW}"),
+    ("payloads_delete", f"BEFORE DELETE ON payloads {_ROW}"),
+    ("payloads_truncate", f"BEFORE TRUNCATE ON payloads {_TABLE}"),
+    ("head_shrink", f"BEFORE UPDATE ON head {_ROW} WHEN (NEW.size < OLD.size OR NEW.origin <> OLD.origin)"),
+    ("head_delete", f"BEFORE DELETE ON head {_ROW}"),
+    ("head_truncate", f"BEFORE TRUNCATE ON head {_TABLE}"),
 )
 
 
@@ -59,6 +71,21 @@ def upgrade() -> None:
         sa.Column("key", sa.Text, primary_key=True),
         sa.Column("value", sa.LargeBinary, nullable=False),
     )
-    for name, when in _GUARDS:
+    guard = _guard_sqlite if op.get_bind().dialect.name == "sqlite" else _guard_postgresql
+    guard()
+
+
+def _guard_sqlite() -> None:
+    for name, when in _SQLITE:
         refusal = f"RAISE(ABORT, 'the ledger is append-only ({name})')"
         op.execute(f"CREATE TRIGGER {name} {when} BEGIN SELECT {refusal}; END")
+
+
+def _guard_postgresql() -> None:
+    op.execute(
+        "CREATE FUNCTION ledger_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "RAISE EXCEPTION 'the ledger is append-only (%)', TG_NAME USING ERRCODE = 'integrity_constraint_violation'; "
+        "END $$"
+    )
+    for name, when in _POSTGRESQL:
+        op.execute(f"CREATE TRIGGER {name} {when} EXECUTE FUNCTION ledger_is_append_only()")

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_it_is_remembered_when_opened_again(journal: Journal, tmp_path: Path) ->
 def test_every_part_of_the_key_makes_another_release(journal: Journal) -> None:
     keys = [key(), key(1), key(study="b"), key(dataset="icu"), key(kind="train"), key(base="f00d")]
     for place, one in enumerate(keys):
-        journal.release(one, EVIDENCE, AMPLE, AMPLE, lambda place=place: bytes([place]))  # type: ignore[misc]
+        journal.release(one, EVIDENCE, AMPLE, AMPLE, partial(bytes, [place]))
     assert [journal.release(one, EVIDENCE, AMPLE, AMPLE, never) for one in keys] == [bytes([k]) for k in range(6)]
 
 
@@ -226,7 +227,7 @@ def test_epsilon_is_that_of_opacus_and_no_less_than_the_privacy_loss_distributio
     for round in range(3):
         journal.release(key(round, kind="train"), TRAINING, AMPLE, AMPLE, lambda: b"delta")
     journal.release(key(), EVIDENCE, AMPLE, AMPLE, lambda: b"moments")
-    accountant = RDPAccountant()  # type: ignore[no-untyped-call]
+    accountant = RDPAccountant()
     accountant.history = [(1.5, 0.05, 600), (4.0, 1.0, 1)]
     ours = journal.spent("ward", DELTA)
     assert ours == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-9)

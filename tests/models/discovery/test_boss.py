@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from itertools import combinations, permutations
 from typing import Any
 
@@ -283,13 +282,3 @@ def test_misuse_is_told_with_the_choices() -> None:
         discover(evidence, alpha=0.1)
     with pytest.raises(ConfigurationError, match=r"\['zz'\]"):
         boss(evidence, knowledge=Knowledge({("zz", "v00")}))
-
-
-@pytest.mark.parametrize("sigma", [0.0, 84.0])
-@pytest.mark.parametrize(("d", "limit"), [(8, 0.5), (20, 4.0)])
-def test_twelve_restarts_take_little_time(d: int, limit: float, sigma: float) -> None:
-    rng = np.random.default_rng(d)
-    evidence = noisy(Evidence.from_data(sample(rng, weights(rng, d, 4), 20_000)), sigma, rng)
-    begun = time.process_time()
-    boss(evidence, restarts=12)
-    assert time.process_time() - begun < limit

@@ -1,0 +1,165 @@
+"""Whether a study took its course: who was to be heard and was, in what order, and what they spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise, zip_longest
+from typing import Any
+
+from causaldao.audit.case import Audit, Case, Fault
+from causaldao.budget import plan
+from causaldao.decisions import (
+    answers_needed,
+)
+from causaldao.ledger.verify import Line
+from causaldao.signing import peek
+from causaldao.study import Study
+
+BEFORE, AFTER = (
+    ("proposed", "approved", "roll-call", "evidence", "ballots", "adopted"),
+    ("evaluated", "released", "closed"),
+)
+ORDER = (
+    "study.approved",
+    "evidence",
+    "pool",
+    "ballot",
+    "study.ballots",
+    "adopt",
+    "update",
+    "release",
+)  # none before what it rests on
+DECISIONS = {"evidence": "pool", "adopted": "adopt", "training": "aggregate", "released": "release"}
+
+
+def course(case: Case, result: Audit) -> None:
+    """The states follow one another as the study says, each after the decision it stands for."""
+    study, states = case.given, [line for line in case.entries if line.kind.startswith("study.")]
+    states = [line for line in states if line.kind != "study.aborted"]  # resumed later, or the last word
+    rounds = [f"training {number}" for number in range(1, study.training.rounds + 1)]
+    for line, expected in zip_longest(states, [*BEFORE, *rounds, *AFTER]):
+        if line is None:
+            break
+        state = line.kind.removeprefix("study.")
+        found = f"training {line.body['round']}" if state == "training" else state
+        if found != expected:
+            result.faults.append(Fault(line.index, f"the study is {found}, where its course has {expected}"))
+            break
+        if state in DECISIONS and not _decided(case, line, DECISIONS[state]):
+            result.faults.append(
+                Fault(line.index, f"the study is {found}, but no {DECISIONS[state]!r} before it says how")
+            )
+    for earlier, later in pairwise(ORDER):
+        first = min(
+            (line.index for kind in ORDER[ORDER.index(later) :] for line in case.lines(kind)), default=case.report.size
+        )
+        late = [line.index for line in case.lines(earlier) if line.index > first]
+        result.faults += [
+            Fault(index, f"the {earlier!r} comes after entry {first}, which rests on it") for index in late
+        ]
+    result.checked.append(f"course of the study, {len(states)} states")
+
+
+def _decided(case: Case, state: Line, kind: str) -> bool:
+    found = [line for line in case.lines(kind) if line.index < state.index]
+    return any("round" not in state.body or line.body["round"] == state.body["round"] for line in found)
+
+
+def people(case: Case, result: Audit) -> None:
+    """The roll call is those who signed it; evidence, ballots and training are theirs, and enough of them spoke."""
+    called, present = case.one("study.roll-call"), _approvals(case, result)
+    if called is None:
+        return
+    if list(called.body["present"]) != present:
+        what = f"the roll call says {list(called.body['present'])}, but {present} signed it"
+        result.faults.append(Fault(called.index, what))
+    voted = case.one("study.ballots")
+    _enough(case, result, "rollcall", 0, called, set(present), set(case.members))
+    allowed = set(present)
+    for kind, round, decided in _answered(case):
+        words = case.words(kind, round)
+        for line, said in words.values():
+            if said.member not in allowed:
+                result.faults.append(
+                    Fault(line.index, f"{said.member} gives {kind}, but had no part in what came before")
+                )
+        _enough(case, result, kind, round, decided, set(words), allowed)
+        allowed = set(words) if kind == "evidence" else allowed
+    if voted is not None and list(voted.body["voters"]) != sorted(case.words("ballot")):
+        what = f"it says that {list(voted.body['voters'])} voted, but the ballots are of {sorted(case.words('ballot'))}"
+        result.faults.append(Fault(voted.index, what))
+    result.checked.append(f"roll call of {len(present)} members, and who spoke after it")
+
+
+def _answered(case: Case) -> Iterator[tuple[str, int, Line]]:
+    """Each question after the roll call that a decision rests on: kind, round, and the entry of the decision."""
+    for kind, decision in (("evidence", "pool"), ("ballot", "adopt")):
+        line = case.one(decision)
+        if line is not None:
+            yield kind, 0, line
+    for kind, decision in (("update", "aggregate"), ("evaluation", "study.training")):
+        for line in list(case.lines(decision)):
+            yield kind, int(line.body["round"]), line
+
+
+def _enough(case: Case, result: Audit, kind: str, round: int, decided: Line, spoke: set[str], asked: set[str]) -> None:
+    """Enough members answered, and of each that did not a complaint or its revocation says why; else its silence is the
+    coordinator's.
+    """
+    needed, members = answers_needed(case.given, len(case.members)), len(case.members)
+    if len(spoke) < needed:
+        what = f"it rests on {kind} of {len(spoke)} members; {needed} are needed of {members}"
+        result.faults.append(Fault(decided.index, what))
+    complaints = {
+        line.body["member"]
+        for line in case.lines("complaint")
+        if (line.body["kind"], line.body["round"]) == (kind, round)
+    }
+    named = complaints | {line.body["member"] for line in case.lines("equivocation")}
+    for member in sorted(asked - spoke - named - case.revoked(decided.index)):
+        result.unchecked.append(
+            f"why there is no {kind} of {member} in round {round}: no complaint says so; ask {member}"
+        )
+    case.last = decided.index
+
+
+def _approvals(case: Case, result: Audit) -> list[str]:
+    """Who signed the roll call of this study."""
+    line, present = case.one("study.approved"), []
+    for approval in [] if line is None else line.body["approvals"]:
+        said = peek(approval["envelope"].encode())
+        if (said.kind, said.round, said.study, said.member) != ("rollcall", 0, case.given.hash, approval["member"]):
+            result.faults.append(
+                Fault(case.last, f"the approval of {approval['member']} is not a word of its on this study")
+            )
+        present.append(said.member)
+    return sorted(present)
+
+
+def budget(case: Case, result: Audit) -> None:
+    """No member was asked for more than the study's plan allows, and each release is accounted."""
+    study, spent = case.given, dict[str, list[tuple[str, int]]]()
+    for line in case.lines("privacy.spend"):
+        slots = spent.setdefault(line.body["member"], [])
+        if (line.body["kind"], line.body["round"]) in slots or not _planned(study, line.body):
+            result.faults.append(Fault(line.index, f"the spending of {line.body['member']} is not in the study's plan"))
+        slots.append((line.body["kind"], line.body["round"]))
+    for kind in ("evidence", "update"):
+        for line in case.lines(kind):
+            if (kind, line.body["round"]) not in spent.get(line.body["member"], []):
+                result.faults.append(
+                    Fault(line.index, f"the {kind} of {line.body['member']} is not in its privacy account")
+                )
+    result.checked.append(f"privacy spending of {len(spent)} members against the study's plan")
+
+
+def _planned(study: Study, body: Mapping[str, Any]) -> bool:
+    planned = plan(study)
+    spend = {"evidence": planned.evidence, "update": planned.training, "evaluation": planned.evaluation}.get(
+        body["kind"]
+    )
+    rounds = (0,) if body["kind"] == "evidence" else range(1, study.training.rounds + 1)
+    return spend is not None and body["round"] in rounds and all(body[k] == v for k, v in vars(spend).items())
+
+
+CHECKS = (course, people, budget)

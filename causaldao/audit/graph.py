@@ -1,0 +1,109 @@
+"""From the evidence to the graph: the pool, the proposal, each ballot, the adoption and the effects, computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from causaldao.audit.case import ROUNDING, Audit, Case, Fault, differences
+from causaldao.ballots import Mark, Proposal, marks_of, recheck
+from causaldao.consensus import Consensus
+from causaldao.decisions import (
+    decide_adoption,
+    decide_proposal,
+    estimate_effects,
+)
+from causaldao.ledger.verify import Line
+
+
+def pool(case: Case, result: Audit) -> None:
+    line = case.one("pool")
+    if line is None:
+        return
+    wrong = differences(line.body["pool"], case.pool.to_json())
+    result.checked.append(f"pool of {len(case.evidence)} members' evidence")
+    if wrong:
+        result.faults.append(Fault(line.index, f"the pool does not follow from the evidence: {wrong}"))
+
+
+def proposal(case: Case, result: Audit) -> None:
+    line = case.one("pool")
+    if line is None:
+        return
+    expected = decide_proposal(case.given, case.pool)
+    assert case.proposal is not None
+    pattern, ties = case.proposal.pattern, set(expected.near_ties)
+    differing = {Mark(pair).key for pair in pattern.skeleton() ^ expected.pattern.skeleton()}
+    if differing and differing <= ties:
+        what = f"proposal: whether {', '.join(sorted(differing))} hangs on less than 1e-6, and is taken as recorded"
+        result.unchecked.append(what)
+        expected = Proposal(pattern, marks_of(pattern, case.pool.evidence), expected.near_ties)
+    else:
+        result.checked.append("proposal by discovery in the pool")
+    wrong = differences(line.body["proposal"], expected.to_json())
+    if wrong:
+        result.faults.append(Fault(line.index, f"the proposal does not follow from the pool: {wrong}"))
+
+
+def ballots(case: Case, result: Audit) -> None:
+    proposal = case.proposal
+    if proposal is None:
+        return
+    for member, (line, _) in case.words("ballot").items():
+        if member not in case.ballots:
+            result.faults.append(Fault(line.index, f"the ballot of {member} is none on the recorded proposal"))
+    for member, (index, ballot) in case.ballots.items():
+        if member not in case.evidence:
+            continue  # named by `_people`
+        wrong = recheck(ballot, proposal, case.evidence[member], case.given.consensus.level)
+        if wrong:
+            result.faults.append(
+                Fault(index, f"the ballot of {member} does not follow from its evidence on {', '.join(wrong)}")
+            )
+    result.checked.append(f"{len(case.ballots)} ballots against their voters' evidence")
+
+
+def adoption(case: Case, result: Audit) -> None:
+    line = case.one("adopt")
+    called = case.one("study.roll-call")
+    if line is None or called is None or case.proposal is None:
+        return
+    consensus = _recorded_or_first(line.body["consensus"], _adoptions(case, line, len(called.body["present"])))
+    effects = estimate_effects(case.given, case.pool.evidence, consensus, case.pool.bounds)
+    result.checked.append("adoption by the ballots, and the effects")
+    case.last = line.index
+    wrong = differences(line.body["consensus"], consensus.to_json())
+    if wrong:
+        result.faults.append(Fault(line.index, f"the adoption does not follow from the ballots: {wrong}"))
+    if len(line.body["effects"]) != len(effects):
+        result.faults.append(
+            Fault(line.index, f"it has {len(line.body['effects'])} effects, the pool gives {len(effects)}")
+        )
+    for recorded, expected in zip(line.body["effects"], effects, strict=False):
+        # an effect may be small in its units: what counts as zero is measured by its own standard error
+        wrong = differences(recorded, expected, rounding=ROUNDING * (expected["standard_error"] or 1.0))
+        if wrong:
+            result.faults.append(Fault(line.index, f"the effects do not follow from the pool: {wrong}"))
+    released = case.one("release")
+    if released is not None and released.body["dag"] != line.body["consensus"]["dag"]:
+        result.faults.append(Fault(released.index, "the released graph is not the adopted one"))
+
+
+def _adoptions(case: Case, adopted: Line, eligible: int) -> Iterator[Consensus]:
+    """What the ballots adopt: of all who voted, and of those alone who were not revoked since."""
+    assert case.proposal is not None
+    gone = case.revoked(adopted.index)
+    ballots = {member: ballot for member, (_, ballot) in case.ballots.items()}
+    yield decide_adoption(case.given, case.proposal, ballots, eligible)
+    if gone & set(ballots):
+        left = {member: ballot for member, ballot in ballots.items() if member not in gone}
+        yield decide_adoption(case.given, case.proposal, left, eligible)
+
+
+def _recorded_or_first(recorded: Any, possible: Iterator[Consensus]) -> Consensus:
+    """That of the possible results which was recorded; the first if none was."""
+    results = list(possible)
+    return next((found for found in results if not differences(recorded, found.to_json())), results[0])
+
+
+CHECKS = (pool, proposal, ballots, adoption)

@@ -1,0 +1,1 @@
+"""CausalDAO's Flower app: two names, both of the installed package."""

@@ -1,0 +1,147 @@
+"""What a closed study leaves behind: ``result.json``, graph, model, ledger, policy and report, in one run folder.
+
+A deployment and a simulation write the same files with the same keys. Only a simulation knows who lied, and what
+everybody's rows in one place would have given: elsewhere ``simulation`` is null, and so is each effect's ``pooled``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from causaldao.files import write_text
+from causaldao.ledger.bundle import export
+from causaldao.ledger.log import Log
+from causaldao.ledger.note import with_cosignatures
+from causaldao.models.graph import CausalGraph
+from causaldao.server import membership
+from causaldao.server.coordinator import Coordinator
+from causaldao.server.picture import draw
+from causaldao.server.recording import State
+from causaldao.server.report import write as write_report
+from causaldao.study import Study
+
+_CHECKPOINTS = 50  # the last ones that are listed
+Reference = Callable[[Mapping[str, Any]], float | None]
+"""The pooled, non-private answer to one effect of the result, where somebody holds all rows."""
+
+
+def result(
+    study: Study,
+    coordinator: Coordinator,
+    names: Sequence[str],
+    *,
+    simulation: Mapping[str, Any] | None = None,
+    pooled: Reference | None = None,
+) -> dict[str, Any]:
+    """The content of ``result.json`` for a study that its coordinator has closed; it only reads.
+
+    ``names`` are the members in the order they are listed. ``simulation`` (seed, liars, attack) and ``pooled`` are a
+    simulation's alone: without them ``simulation`` is None, and ``pooled`` in the effects.
+    """
+    state = coordinator.state
+    privacy, noise = study.privacy, coordinator.noise
+    return {
+        "study": {
+            "name": study.name, "hash": study.hash, "question": study.study.question, "purpose": study.study.purpose,
+        },
+        "members": [_member(name, state) for name in names],
+        "simulation": None if simulation is None else {**simulation, "noise": noise},
+        "graph": {"pattern": state.consensus["pattern"], "dag": state.consensus["dag"]},
+        "marks": state.consensus["marks"],
+        "contested": [mark for mark in state.consensus["marks"] if mark["status"] == "contested"],
+        "effects": [{**effect, "pooled": pooled(effect) if pooled else None} for effect in state.effects],
+        "privacy": {
+            "unit": "one record", "adjacency": "add or remove one record", "epsilon": privacy.epsilon,
+            "delta": privacy.delta, "split": privacy.split.model_dump(), "noise": noise, "spent": coordinator.spent(),
+        },
+        "warnings": _warnings(study, state),
+        "pool": {key: value for key, value in state.pool.items() if key != "evidence"},
+        "ledger": _ledger(coordinator.log),
+        "rounds": state.rounds,
+        "seconds": state.seconds,
+    }  # fmt: skip
+
+
+def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> None:
+    """Everything a run leaves behind; ``result.json`` last, so that its presence means that the rest is there.
+
+    ``out`` is a folder that exists; a file that is there already is replaced.
+    """
+    log = coordinator.log
+    pattern = CausalGraph.from_json(result["graph"]["pattern"])
+    effect = result["effects"][0] if result["effects"] else {"treatment": None, "outcome": None}
+    svg = draw(pattern, result["marks"], treatment=effect["treatment"], outcome=effect["outcome"])
+    write_text(out / "graph.json", json.dumps(result["graph"], indent=1))
+    write_text(out / "graph.svg", svg)
+    model = coordinator.model()
+    if model is not None:
+        model.save(out / "model.safetensors")
+    (out / "ledger.bundle").write_bytes(export(log, result["ledger"]["size"]))
+    write_text(out / "policy", membership.policy(log, coordinator.key.public))
+    write_report(result, svg, out / "report.html")
+    write_text(out / "result.json", json.dumps(result, indent=1, allow_nan=False))
+
+
+def _ledger(log: Log) -> dict[str, Any]:
+    """The newest checkpoint that a quorum cosigned, and who cosigned which before; the head, if there is none."""
+    epoch, checkpoints = membership.epoch(log), log.checkpoints()
+    agreed = [size for size, names in checkpoints.items() if len(epoch.members.keys() & set(names)) >= epoch.quorum]
+    head = log.head_at(max(agreed, default=log.head.size))
+    return {
+        "size": head.size, "root": head.root, "cosigners": list(checkpoints.get(head.size, ())),
+        "quorum": epoch.quorum, "checkpoint": with_cosignatures(head.note, log.cosignatures(head.size).values()),
+        "checkpoints": [
+            {"size": size, "cosigners": len(names)} for size, names in sorted(checkpoints.items())[-_CHECKPOINTS:]
+        ],
+    }  # fmt: skip
+
+
+def _member(name: str, state: State) -> dict[str, Any]:
+    pool = state.pool
+    known = state.statuses.get(name, {"status": "ok", "reason": ""})
+    status, reason = known["status"], known["reason"]
+    if status != "excluded" and name in pool["accused"]:  # graver than a reply that was not taken
+        status = "accused"
+        reason = (
+            f"its evidence deviates by {pool['deviations'][name]:.1f} standard deviations; "
+            f"{pool['critical']:.1f} is the bound"
+        )
+    elif status == "ok" and name in pool["excluded"]:
+        status, reason = "excluded", "farthest from the others by rank; not accused"
+    for what, key in (("left out", "excluded"), ("weighed down", "down_weighted")):
+        times = sum(name in entry[key] for entry in state.rounds)
+        if times:
+            reason += f"{'; ' if reason else ''}its update was {what} in {times} of {len(state.rounds)} rounds"
+    count = pool["counts"].get(name)
+    return {"name": name, "noisy_count": None if count is None else round(count, 1), "status": status, "reason": reason}
+
+
+def _warnings(study: Study, state: State) -> list[str]:
+    """What a reader must know before trusting the result."""
+    accused, faulty = state.pool["accused"], study.consensus.faulty
+    warnings = []
+    if study.aggregation.pool == "mean" or study.aggregation.rule == "mean":
+        warnings.append("The plain mean bears no liar at all: one forged table or update can turn the result.")
+    if state.pool["faulty"] < faulty:
+        warnings.append(
+            f"{faulty - state.pool['faulty']} members gave no evidence and are counted among the {faulty} that may be "
+            f"faulty: of those who did, {state.pool['faulty']} liars are borne."
+        )
+    if len(accused) > faulty:
+        warnings.append(
+            f"{len(accused)} members are accused, more than faulty = {faulty}: the guarantee does not hold. Either "
+            "more members lie than was assumed, or their populations differ."
+        )
+    if state.consensus["stands"]:
+        warnings.append(
+            "What the votes left had no causal order, so the proposal stands; what was opposed is contested."
+        )
+    if any(effect["graph_implies_zero"] for effect in state.effects):
+        warnings.append(
+            "The adopted graph has no causal path for an effect that was asked for. The number is what the evidence "
+            "gives; the graph may lack an edge for want of data or because of the noise."
+        )
+    return warnings

@@ -1,0 +1,149 @@
+"""The simulated members of a run: what makes them, their folders and keys, and who of them lies.
+
+Everything a member is stands in its folder and in the run's two files, so that any process can open it: the one that
+runs the whole federation, or a worker of Ray that holds nothing of it in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from flwr.app import Context
+
+from causaldao.client.enrolment import WITNESS_FILE
+from causaldao.client.node import Lifetime, Node, NodeConfig
+from causaldao.client.witnessing import STATE_FILE, create_state
+from causaldao.errors import MisuseError
+from causaldao.files import write_text
+from causaldao.server.membership import MAX_MEMBERS
+from causaldao.signing import SigningKey, VerifyKey
+from causaldao.simulations.attacks import Conduct, LyingNode, attack
+from causaldao.study import Study
+
+FEDERATION = "simulation"
+ORIGIN = "causaldao.simulation"
+RUN_FILE = "simulation.json"
+STUDY_FILE = "study.json"
+PARTITION = "partition-id"  # Flower's name for the number of a simulated node
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What makes a simulation: how many members, which of them lie and how, and the seed of it all."""
+
+    members: int = 10
+    liars: int = 0
+    attack: str = "forge"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.liars <= self.members:
+            raise MisuseError(f"liars = {self.liars} must lie in [0, {self.members}], the number of members.")
+        if not 1 <= self.members <= MAX_MEMBERS:
+            raise MisuseError(f"members = {self.members} must lie in [1, {MAX_MEMBERS}].")
+        if self.seed < 0:
+            raise MisuseError(f"seed = {self.seed} must be 0 or more.")
+        attack(self.attack)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        width = max(2, len(str(self.members)))
+        return tuple(f"hospital-{k + 1:0{width}d}" for k in range(self.members))
+
+    @property
+    def liar_names(self) -> tuple[str, ...]:
+        """Drawn at random by the seed, so that a rule cannot profit from their place or size."""
+        chosen = np.random.default_rng([self.seed, 1]).choice(self.members, self.liars, replace=False)
+        return tuple(sorted(self.names[k] for k in chosen))
+
+
+def prepare(out: Path, study: Study, setting: Setting, parts: Mapping[str, pd.DataFrame]) -> list[Path]:
+    """Write the folder of each member (rows, key, node.toml) and return them, in the order of names.
+
+    Rows and keys that are there already stay: a resumed run has the members that it began with.
+    """
+    coordinator = coordinator_key(out).public.to_text("coordinator")
+    folders = []
+    for name in sorted(parts):
+        folder = out / "nodes" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "data.parquet").exists():
+            temporary = folder / "data.tmp"
+            parts[name].to_parquet(temporary)
+            os.replace(temporary, folder / "data.parquet")
+        config = NodeConfig(
+            name=name, federation=FEDERATION, coordinator=coordinator, origin=ORIGIN, data="data.parquet",
+            dataset=study.name,
+            approved=(study.hash,), insecure_seed=setting.seed if study.study.simulation else None,
+            lifetime=Lifetime(epsilon=study.privacy.epsilon, delta=study.privacy.delta),
+        )  # fmt: skip
+        write_text(folder / "node.toml", _toml(config))
+        _key(folder / "key.pem")
+        _key(folder / WITNESS_FILE)
+        if not (folder / STATE_FILE).exists():
+            create_state(folder, ORIGIN)
+        folders.append(folder)
+    return folders
+
+
+def open_node(folder: Path, conduct: Conduct | None = None) -> Node:
+    """The node in a folder that `prepare` wrote; with a ``conduct``, one whose owner has another than the honest."""
+    node = Node.open(folder)
+    return node if conduct is None else LyingNode(node.config, node.key, node.folder, conduct)
+
+
+def liars(study: Study, setting: Setting) -> dict[str, Conduct]:
+    """The conduct of each member that lies."""
+    return dict.fromkeys(setting.liar_names, attack(setting.attack).conduct(study)) if setting.liars else {}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Opens the node of a message from the run's folder alone, in whatever process the message arrives.
+
+    Nothing is kept between messages: two workers may serve one member in turn, and its folder is what they share.
+    """
+
+    out: str
+
+    def __call__(self, context: Context) -> Node:
+        run = Path(self.out)
+        setting = Setting(**json.loads((run / RUN_FILE).read_text(encoding="utf-8"))["setting"])
+        study = Study.from_mapping(json.loads((run / STUDY_FILE).read_text(encoding="utf-8")))
+        folder = sorted((run / "nodes").iterdir())[int(context.node_config[PARTITION])]
+        return open_node(folder, liars(study, setting).get(folder.name))
+
+
+def witness_key(folder: Path) -> VerifyKey:
+    """The key with which the member of a folder cosigns."""
+    return SigningKey.load(folder / WITNESS_FILE).public
+
+
+def coordinator_key(out: Path) -> SigningKey:
+    """The key of the run's coordinator, made at the first call."""
+    return _key(out / "coordinator.pem")
+
+
+def _toml(config: NodeConfig) -> str:
+    """A node's own file, so that its commands can be tried on a simulated node; JSON's strings and lists are TOML's."""
+    values = {
+        name: value for name, value in config.model_dump(mode="json", exclude_unset=True).items() if value is not None
+    }
+    lifetime = values.pop("lifetime")
+    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    return "\n".join([*lines, "", "[lifetime]", *(f"{name} = {value}" for name, value in lifetime.items())])
+
+
+def _key(path: Path) -> SigningKey:
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        SigningKey.generate().save(temporary)
+        os.replace(temporary, path)
+    return SigningKey.load(path)
