@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from causaldao.decisions import require_members
@@ -84,7 +83,7 @@ def begin(home: Home, row: StudyRow) -> int:
         run = control.start(row.hash)
         home.registry.set_run(row.hash, run, utc_now())
         deadline = time.monotonic() + _STARTING_SECONDS
-        while not _conducted(folder) and control.running(run) and time.monotonic() < deadline:
+        while not _conducted(folder) and not _over(home, run) and time.monotonic() < deadline:
             time.sleep(_FOLLOW_SECONDS)
     return run
 
@@ -97,6 +96,19 @@ def _conducted(folder: Path) -> bool:
     return lock is None
 
 
+def _over(home: Home, run: int) -> bool:
+    """Whether Flower has ended a run, or the coordinator is gone.
+
+    A SuperLink that is too busy to answer is no sign of either. Its address is another after each start of the
+    coordinator.
+    """
+    status = home.status()
+    try:
+        return status is None or not Control(status["control"], home.authority.certificate_pem).running(run)
+    except NetworkError:
+        return home.status() is None
+
+
 def follow(home: Home, row: StudyRow, run: int, after: int, tell: Callable[[Event], None]) -> None:
     """Tell what happens in a run until it has ended; ``after`` is the last event that is old.
 
@@ -105,11 +117,9 @@ def follow(home: Home, row: StudyRow, run: int, after: int, tell: Callable[[Even
     CausalDAOError
         of the class with which the run ended; a NetworkError if its process died without a word.
     """
-    control = Control(home.require_running()["control"], home.authority.certificate_pem)
+    folder = home.study_folder(row.hash)
     while True:
-        going = False
-        with suppress(NetworkError):
-            going = control.running(run)
+        over = not _conducted(folder) and _over(home, run)
         for event in home.registry.events(row.hash, after):
             after = event.id
             if event.phase == FAILED:
@@ -118,10 +128,10 @@ def follow(home: Home, row: StudyRow, run: int, after: int, tell: Callable[[Even
             tell(Event(event.phase, event.message, event.done, event.total))
             if event.phase == "closed":
                 return
-        if not going:
+        if over:
             raise NetworkError(
                 f"The process of study {row.name!r} ended without a result: go on with causaldao study resume "
-                f"{home.folder} {row.name}, and see {home.study_folder(row.hash) / LOG}."
+                f"{home.folder} {row.name}, and see {folder / LOG}."
             )
         time.sleep(_FOLLOW_SECONDS)
 

@@ -41,6 +41,7 @@ class Control:
         self.runs: dict[int, bool] = {}
         self.started: list[str] = []
         self.looked: Callable[[], None] = lambda: None
+        self.up = True
 
     def start(self, study: str) -> int:
         self.started.append(study)
@@ -67,7 +68,7 @@ def control(home: Home, monkeypatch: pytest.MonkeyPatch) -> Control:
     """A coordinator that runs."""
     found = Control()
     monkeypatch.setattr(studies, "Control", lambda *_: found)
-    monkeypatch.setattr(Home, "require_running", lambda self: {"control": "127.0.0.1:1"})
+    monkeypatch.setattr(Home, "status", lambda self: {"control": "127.0.0.1:1"} if found.up else None)
     monkeypatch.setattr(studies, "_FOLLOW_SECONDS", 0.01)
     monkeypatch.setattr(studies, "_STARTING_SECONDS", 0.05)
     return found
@@ -266,11 +267,45 @@ def test_a_coordinator_that_was_killed_is_waited_for(home: Home, control: Contro
     run = begin(home, row)
 
     def gone() -> None:
+        control.up = False
         raise NetworkError("refused")
 
     control.looked = gone
     with pytest.raises(NetworkError, match="study resume"):
         follow(home, row, run, 0, lambda event: None)
+
+
+def test_a_superlink_that_is_busy_is_taken_for_a_dead_process(home: Home, control: Control, row: StudyRow) -> None:
+    looks: list[int] = []
+
+    def busy() -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            tell(home, "closed", "the results are there")
+        raise NetworkError("timed out")
+
+    control.looked = busy
+    follow(home, row, begin(home, row), 0, lambda event: None)
+    assert len(looks) >= 3
+
+
+def test_a_run_that_is_still_conducted_is_given_up_because_flower_did(
+    home: Home, control: Control, row: StudyRow
+) -> None:
+    run, heard = begin(home, row), list[Event]()
+    control.runs[run] = False  # it heard no heartbeat for a while
+    lock = hold(home.study_folder(row.hash) / "lock")
+    assert lock is not None
+    tell(home, "evidence")
+
+    def on(event: Event) -> None:
+        heard.append(event)
+        if event.phase == "evidence":
+            tell(home, "closed", "the results are there")
+
+    follow(home, row, run, 0, on)
+    lock.close()
+    assert [event.phase for event in heard] == ["evidence", "closed"]
 
 
 def test_the_newest_event_is_sought_on_the_first_page_only(
