@@ -95,7 +95,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         found.before = found.debits()
 
         copy(database, newest)
-        copy(old, database)
+        put_back(deployment, old)
         deployment.start_coordinator()
         found.watch()
         found.ended, envelope = deployment.run_study(asked.hash, resume=True)
@@ -103,7 +103,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         found.after = found.debits()
 
         deployment.coordinator.stop()
-        copy(newest, database)
+        put_back(deployment, newest)
         deployment.start_coordinator()
         run = begin(deployment.home, row)
         follow(deployment.home, row, run, last_event(deployment.home, asked.hash), lambda event: None)
@@ -114,6 +114,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 def seen(deployment: Deployment, name: str) -> int:
     """How many entries a member's witness has seen."""
     return int(status(deployment.node_folder(name))["witness"]["size"])
+
+
+def put_back(deployment: Deployment, source: Path) -> None:
+    """Another copy in the database's place, also for this process, which would go on with the file that it had open."""
+    deployment.home.registry.close()
+    copy(source, deployment.home.folder / "coordinator.db")
 
 
 def copy(source: Path, target: Path) -> None:
