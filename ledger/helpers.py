@@ -43,8 +43,8 @@ def helped(processes: int) -> Iterator[Help | None]:
     if processes < 2:
         yield None
         return
-    # Fresh processes: a fork of one that has threads may never come back.
-    with ProcessPoolExecutor(processes - 1, mp_context=get_context("spawn")) as pool:
+    # Fresh processes: a fork of one that has threads may never come back. They make no cycles either.
+    with ProcessPoolExecutor(processes - 1, get_context("spawn"), gc.disable) as pool:
         yield Help(pool, _AHEAD * (processes - 1))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import binascii
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NoReturn
 
@@ -37,28 +37,30 @@ def read(data: bytes, place: str, start: int | None = None) -> Any:
         return _careful(data, place, start)
 
 
-def read_all(texts: Sequence[bytes], place: Callable[[int], tuple[str, int]]) -> list[Any]:
-    """The values of many canonical texts, each as `read` does it with its ``place`` and start, but sooner.
+def read_all(texts: Sequence[str], depth: int) -> list[Any]:
+    """The values of many canonical texts, none nested deeper than ``depth``, as `read` reads each, but sooner.
 
-    They are written anew in one go, which compares each with its own bytes: no JSON text that is an object, and no
-    number before a comma, is the beginning of another, so the first that differs makes the whole differ.
+    The plain ones are written anew in one go, which compares each with its own text: no JSON text that is an object,
+    and no number before a comma, is the beginning of another, so the first that differs makes the whole differ.
+    Raises ValueError or LedgerError, which name no place, if any is anything else.
     """
     try:
-        decoded = [text.decode() for text in texts]
-        values = [_parse_plain(text) for text in decoded]
-        if _ENCODER.encode(values) == f"[{','.join(decoded)}]":
+        values = [_parse_plain(text, depth) for text in texts]
+        if _ENCODER.encode(values) == f"[{','.join(texts)}]":
             return values
     except (ValueError, RecursionError):
         pass
-    return [read(text, *place(position)) for position, text in enumerate(texts)]
+    values = [read(text.encode(), "") for text in texts]
+    return _leave("deep") if _deeper(values, depth + 1) else values
 
 
-def reread(text: bytes) -> Any:
-    """The value of bytes that `read` has accepted before."""
+def reread(texts: Sequence[bytes]) -> list[Any]:
+    """The values of texts each of which was accepted before."""
+    whole = b"[%b]" % b",".join(texts)
     try:
-        return _DECODER.raw_decode(text.decode())[0]
+        return list(_DECODER.decode(whole.decode()))
     except ValueError:
-        return json.loads(text, parse_int=_number, parse_float=_number)
+        return list(json.loads(whole, parse_int=_number, parse_float=_number))
 
 
 def fields(value: Any, kinds: Mapping[str, type], place: str) -> None:
@@ -107,13 +109,13 @@ def _plain(data: bytes) -> Any:
     return value if _ENCODER.encode(value) == text else _leave("not canonical")
 
 
-def _parse_plain(text: str) -> Any:
+def _parse_plain(text: str, depth: int = MAX_DEPTH) -> Any:
     """The value of a plain text, canonical if it is written so."""
     value, end = _DECODER.raw_decode(text)
     # Names are sorted by UTF-16 units (RFC 8785, 3.2.3), here by code points: the same up to U+FFFF.
     if not text.isascii() and len(text.encode("utf-16-le")) != 2 * len(text):
         _leave("a character beyond U+FFFF")
-    if text.count("{") + text.count("[") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
+    if text.count("{") + text.count("[") > depth and _deeper(value, depth):
         _leave("deep")
     return value if end == len(text) else _leave("something behind it")
 

@@ -1,7 +1,7 @@
 """Check a ledger's bundle, or a receipt, against a policy. These files trust nothing of the program that wrote them.
 
 They share no code with the writer: the JSON reader is in `strict`, policies and signed checkpoints are read in
-`policy`, what entries may say is in `rules`, chain and tree are here: some 900 lines of code, to be read, or rewritten
+`policy`, what entries may say is in `rules`, chain and tree are here: some 950 lines of code, to be read, or rewritten
 in another language, in one sitting (`helpers` only shares the work out). Ed25519 is that of `cryptography`. Standards:
 RFC 8785 (canonical JSON), RFC 9162 2.1 (Merkle tree), DSSE v1 (members' envelopes), C2SP (policy, checkpoint,
 cosignature, tlog-proof).
@@ -30,12 +30,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from io import BytesIO
+from sys import intern
 from typing import Any, NamedTuple
 
+from causaldao.errors import LedgerError
 from causaldao.ledger.helpers import Help, helped, parts, spread, uncollected
 from causaldao.ledger.policy import MAX_NOTE, Checkpoint, Policy, open_checkpoint, signed
 from causaldao.ledger.rules import Job, Known, Line, check_members
-from causaldao.ledger.strict import fault, fields, read, read_all, reread, unbase64
+from causaldao.ledger.strict import MAX_DEPTH, fault, fields, read, read_all, reread, unbase64
 
 __all__ = ["MAX_BYTES", "MAX_RECEIPT", "Line", "Policy", "Report", "verify", "verify_receipt"]
 
@@ -57,8 +60,18 @@ KINDS = frozenset({
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}")
 _INDEX = re.compile(r"index (0|[1-9][0-9]{0,18})")
-_BEFORE, _BETWEEN, _BEHIND = b'{"record":', b',"signature":"', b'"}'  # of an entry's line; 88 digits of base64 between
+_BEFORE, _BETWEEN, _BEHIND = (
+    b'{"record":',
+    b',"signature":"',
+    b'"}\n',
+)  # of an entry's line; 88 digits of base64 between
 _TAIL = len(_BETWEEN) + 88 + len(_BEHIND)
+_OPENING, _CLOSING = '{"record":{"body":', ',"index":'  # before and behind the body in an entry's line
+_REST = re.compile(
+    rf'{_CLOSING}([0-9]+),"kind":"([a-z.-]+)","payloads":\[("[0-9a-f",]+")?\],"previous":"(.{{64}})",'
+    rf'"time":"({_TIME.pattern})"}},"signature":"(.{{88}})"}}\n',
+    re.ASCII,
+)
 _UNLINKED = "it does not follow the entry before it: the link it names is another"
 _UNSIGNED = "its signature is not one by the policy's log key over this entry"
 
@@ -105,15 +118,15 @@ def verify(
     """
     if len(bundle) > max_bytes:
         raise fault("whole file", f"it has {len(bundle)} bytes, the bound is {max_bytes}; it was not parsed")
-    reader = _Reader(bundle)
-    entries, payload_lines = _check_header(reader, policy)
+    file = BytesIO(bundle)
+    entries, payload_lines = _check_header(file, policy)
     with helped(processes or os.cpu_count() or 1 if entries >= POOLED else 1) as helpers:
         with uncollected():
-            chain = _check_chain(_chunks(reader, entries, policy), policy, helpers)
+            chain = _check_chain(_chunks(file, entries, policy), policy, helpers)
             known = check_members(chain.lines, chain.speaking, chain.root, policy)
         _check_signatures(chain, known, progress, helpers)
-    payloads = _read_payloads(reader, payload_lines)
-    checkpoint = _check_checkpoint(reader, chain, policy)
+    payloads = _read_payloads(file, payload_lines)
+    checkpoint = _check_checkpoint(file, chain, policy)
     _check_payloads(payloads, chain.lines, known)
     return Report(
         origin=policy.origin,
@@ -150,31 +163,27 @@ def verify_receipt(receipt: str | bytes, record: bytes, policy: Policy) -> Line:
         raise fault("receipt", f"it does not prove that this record is entry {index} of {checkpoint.size}")
     value = read(record, "record")
     _check_record(value, index, "record")
-    return _line(value)
+    return Line(index, value["time"], value["kind"], value["body"], tuple(value["payloads"]))
 
 
 # 1. Bytes
 
 
-@dataclass
-class _Reader:
-    """A place in the file."""
-
-    data: bytes
-    at: int = 0
-
-    def line(self, section: str, most: int) -> bytes:
-        """The next line, without its end, if it has no more than ``most`` bytes."""
-        end = self.data.find(b"\n", self.at, self.at + most + 1)
-        if end < 0:
-            raise fault(f"{section}, byte {self.at}", f"expected a line of at most {most} bytes and its end")
-        line, self.at = self.data[self.at : end], end + 1
-        return line
+def _read_line(file: BytesIO, section: str, most: int) -> bytes:
+    """The next line, without its end, if it has no more than ``most`` bytes."""
+    start, line = file.tell(), file.readline(most + 1)
+    _require_end(line, f"{section}, byte {start}", most)
+    return line[:-1]
 
 
-def _check_header(reader: _Reader, policy: Policy) -> tuple[int, int]:
+def _require_end(line: bytes, place: str, most: int) -> None:
+    if not line.endswith(b"\n"):
+        raise fault(place, f"expected a line of at most {most} bytes and its end")
+
+
+def _check_header(file: BytesIO, policy: Policy) -> tuple[int, int]:
     place = "section header, byte 0"
-    header = read(reader.line("section header", MAX_ENTRY), "section header", 0)
+    header = read(_read_line(file, "section header", MAX_ENTRY), "section header", 0)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else type(header).__name__
         raise fault(place, f"expected the format {FORMAT!r}, found {found!r}")
@@ -187,7 +196,7 @@ def _check_header(reader: _Reader, policy: Policy) -> tuple[int, int]:
 
 
 class _Chunk(NamedTuple):
-    """Lines of entries, from index ``first`` and byte ``start`` on, and the log that they should be of."""
+    """Lines of entries with their ends, from index ``first`` and byte ``start`` on, and the log they should be of."""
 
     first: int
     start: int
@@ -196,55 +205,93 @@ class _Chunk(NamedTuple):
     log: bytes
 
 
-class _Checked(NamedTuple):
-    """A chunk whose entries follow one another: the link before them, and by entry the link behind it and the rest."""
+class _Said(NamedTuple):
+    """What the entries of a chunk say: each thing in a column of its own, which is quicker than an object an entry."""
 
-    previous: str
-    links: list[bytes]
-    leaves: list[bytes]
-    signatures: list[bytes]
-    speaking: list[int]
-    records: list[dict[str, Any]] | None
+    previous: Sequence[str]
+    times: Sequence[str]
+    kinds: Sequence[str]
+    payloads: Sequence[list[str]]
+    bodies: Sequence[dict[str, Any]]
+    signatures: Sequence[bytes]
 
 
-def _chunks(reader: _Reader, entries: int, policy: Policy) -> Iterator[_Chunk]:
+# A chunk whose entries follow one another: by entry the link behind it and its leaf, and which may hold envelopes.
+_Checked = tuple[_Said, list[bytes], list[bytes], list[int]]
+
+
+def _chunks(file: BytesIO, entries: int, policy: Policy) -> Iterator[_Chunk]:
     for first in range(0, entries, CHUNK):
-        start, numbers = reader.at, range(first, min(first + CHUNK, entries))
-        lines = [reader.line(f"entry {number}", MAX_ENTRY) for number in numbers]
+        start = file.tell()
+        lines = [file.readline(MAX_ENTRY + 1) for _ in range(min(CHUNK, entries - first))]
         yield _Chunk(first, start, lines, policy.origin, policy.log)
+        if not lines[-1]:
+            return  # the file ends too soon, which is the chunk's fault
 
 
 def _check_chunk(chunk: _Chunk) -> _Checked:
-    starts = [*itertools.accumulate((len(line) + 1 for line in chunk.lines), initial=chunk.start)]
-    signatures = [
-        _signature(line, f"entry {index}", start)
-        for index, (line, start) in enumerate(zip(chunk.lines, starts, strict=False), chunk.first)
-    ]
-    texts = [_record(line) for line in chunk.lines]
-    records = read_all(texts, lambda k: (f"entry {chunk.first + k}", starts[k] + len(_BEFORE)))
-    for index, record in enumerate(records, chunk.first):
-        _check_record(record, index, f"entry {index}")
-    leaves = [_leaf(text) for text in texts]
-    return _Checked(
-        records[0]["previous"],
-        _follow(chunk, records, leaves, signatures),
-        leaves,
-        signatures,
-        [index for index, text in enumerate(texts, chunk.first) if b'"envelope"' in text],
-        records,
-    )
+    try:
+        said = _read_at_once(chunk)
+    except (ValueError, LedgerError):
+        said = _read_one_by_one(chunk)
+    leaves = [_leaf(_record(line)) for line in chunk.lines]
+    speaking = [index for index, line in enumerate(chunk.lines, chunk.first) if b'"envelope"' in line]
+    return said, _follow(chunk, said, leaves), leaves, speaking
 
 
 def _check_away(chunk: _Chunk) -> _Checked:
-    """`_check_chunk` in another process: this one reads the records sooner than it would be sent them."""
-    return _check_chunk(chunk)._replace(records=None)
+    """`_check_chunk` in another process: this one reads the bodies again sooner than it would be sent them."""
+    said, links, leaves, speaking = _check_chunk(chunk)
+    return said._replace(bodies=(), previous=said.previous[:1]), links, leaves, speaking
+
+
+def _read_one_by_one(chunk: _Chunk) -> _Said:
+    """What the lines say; LedgerError at the first fault."""
+    starts = itertools.accumulate(map(len, chunk.lines), initial=chunk.start)
+    lines = [*zip(map("entry {}".format, itertools.count(chunk.first)), starts, chunk.lines, strict=False)]
+    for place, start, line in lines:
+        _require_end(line, f"{place}, byte {start}", MAX_ENTRY)
+    signatures = [_signature(line, place, start) for place, start, line in lines]
+    records = [read(_record(line), place, start + len(_BEFORE)) for place, start, line in lines]
+    for index, record in enumerate(records, chunk.first):
+        _check_record(record, index, f"entry {index}")
+    names = ("previous", "time", "kind", "payloads", "body")
+    previous, times, kinds, payloads, bodies = ([record[name] for record in records] for name in names)
+    return _Said(previous, times, kinds, payloads, bodies, signatures)
+
+
+def _read_at_once(chunk: _Chunk) -> _Said:
+    """The same, sooner; ValueError or LedgerError, which names no place, if anything is not as it must be.
+
+    What stands around a body has one form (`_REST`): with a canonical body inside, the whole record is canonical, and
+    only the body has to be parsed and written anew.
+    """
+    lines = [line.decode() for line in chunk.lines]
+    rests = [_REST.fullmatch(line, line.rfind(_CLOSING)) for line in lines if line.startswith(_OPENING)]
+    framed = [*zip(lines, filter(None, rests), strict=True)]
+    bodies = read_all([line[len(_OPENING) : rest.start()] for line, rest in framed], MAX_DEPTH - 1)
+    columns = zip(*(rest.groups() for _, rest in framed), strict=True)
+    indices, kinds, listed, previous, times, encoded = columns
+    payloads = [names[1:-1].split('","') if names else [] for names in listed]
+    numbers, hashes = range(chunk.first, chunk.first + len(lines)), "".join(previous)
+    if not (
+        indices == tuple(map(str, numbers))
+        and KINDS.issuperset(kinds)
+        and [kind == "genesis" for kind in kinds] == [index == 0 for index in numbers]
+        and all(map(_are_hashes, payloads))
+        and {*map(type, bodies)} == {dict}
+        and hashes == bytes.fromhex(hashes).hex()
+    ):
+        raise ValueError
+    signatures = [unbase64(signature, "", 64) for signature in encoded]
+    return _Said(previous, times, [*map(intern, kinds)], payloads, bodies, signatures)
 
 
 def _signature(line: bytes, place: str, start: int) -> bytes:
     """The signature of an entry's line, which must be ``{"record":…,"signature":base64}``."""
     if line.startswith(_BEFORE) and line[-_TAIL : -_TAIL + len(_BETWEEN)] == _BETWEEN and line.endswith(_BEHIND):
         return unbase64(line[-_TAIL + len(_BETWEEN) : -len(_BEHIND)].decode("latin-1"), place, 64)
-    fields(read(line, place, start), {"record": dict, "signature": str}, place)
+    fields(read(line[:-1], place, start), {"record": dict, "signature": str}, place)
     raise fault(place, "its signature is not 64 bytes in base64")
 
 
@@ -252,21 +299,20 @@ def _record(line: bytes) -> bytes:
     return line[len(_BEFORE) : -_TAIL]
 
 
-def _follow(
-    chunk: _Chunk, records: Sequence[Mapping[str, Any]], leaves: list[bytes], signatures: list[bytes]
-) -> list[bytes]:
+def _body(line: bytes) -> bytes:
+    return line[len(_OPENING) : line.rfind(_CLOSING.encode())]
+
+
+def _follow(chunk: _Chunk, said: _Said, leaves: list[bytes]) -> list[bytes]:
     """The link behind each entry. Of two that do not follow each other the first is at fault if it is not signed."""
-    previous, links = records[0]["previous"], list[bytes]()
-    if not _is_hash(previous):
-        raise fault(f"entry {chunk.first}", "the link it names is not 64 hexadecimal digits")
-    link = bytes.fromhex(previous)
-    for index, (record, leaf) in enumerate(zip(records, leaves, strict=True), chunk.first):
-        if record["previous"] != link.hex():
-            _require_signed(chunk, index - 1, link, signatures[len(links) - 1])
-            raise fault(f"entry {index}", _UNLINKED)
-        link = sha256(b"\x02" + index.to_bytes(8, "big") + link + leaf).digest()
-        links.append(link)
-    return links
+    links = [bytes.fromhex(said.previous[0])]
+    for index, leaf in enumerate(leaves, chunk.first):
+        links.append(sha256(b"\x02" + index.to_bytes(8, "big") + links[-1] + leaf).digest())
+    if b"".join(links[:-1]).hex() != "".join(said.previous):
+        k = next(k for k, (link, name) in enumerate(zip(links, said.previous, strict=False)) if link.hex() != name)
+        _require_signed(chunk, chunk.first + k - 1, links[k], said.signatures[k - 1])
+        raise fault(f"entry {chunk.first + k}", _UNLINKED)
+    return links[1:]
 
 
 def _entry_text(origin: str, index: int, link: bytes) -> bytes:
@@ -282,18 +328,19 @@ def _check_record(record: Any, index: int, place: str) -> None:
         raise fault(place, f"the kind {kind!r} is unknown, or not allowed here (entry 0 is the genesis)")
     if not _TIME.fullmatch(time):
         raise fault(place, f"the time {time!r} is not of the form 2025-01-31T12:00:00.000Z")
-    if names and (not all(map(_is_hash, names)) or names != sorted(set(names))):
+    if not _are_hashes(names):
         raise fault(place, "its payloads are not a list of SHA-256, sorted, each once")
     if not _is_hash(record["previous"]):
         raise fault(place, "the link it names is not 64 hexadecimal digits")
 
 
-def _line(record: Mapping[str, Any]) -> Line:
-    return Line(record["index"], record["time"], record["kind"], record["body"], tuple(record["payloads"]))
-
-
 def _is_hash(name: Any) -> bool:
     return isinstance(name, str) and _HEX.fullmatch(name) is not None
+
+
+def _are_hashes(names: Sequence[Any]) -> bool:
+    """Sorted, each once."""
+    return not names or (all(map(_is_hash, names)) and [*names] == sorted(set(names)))
 
 
 # 2. Log: chain and tree
@@ -310,9 +357,13 @@ class _Chain:
     levels: list[list[bytes]] = field(default_factory=lambda: [[]])
 
     def grow(self) -> None:
-        """Make all levels from the leaves."""
-        while len(level := self.levels[-1]) > 1:
-            self.levels.append([_node(*pair) for pair in zip(level[::2], level[1::2], strict=False)])
+        """Make what of all levels the leaves give by now."""
+        above = 0
+        while len(below := self.levels[above]) > 1:
+            above += 1
+            self.levels += [] if above < len(self.levels) else [[]]
+            made = 2 * len(self.levels[above])
+            self.levels[above] += map(_node, below[made::2], below[made + 1 :: 2])
 
     def root(self, size: int) -> bytes:
         """The Merkle tree hash of the first ``size`` ≥ 1 leaves (RFC 9162, 2.1.1): its complete subtrees, joined from
@@ -328,18 +379,20 @@ class _Chain:
 
 def _check_chain(chunks: Iterator[_Chunk], policy: Policy, helpers: Help | None) -> _Chain:
     chain, link = _Chain(), sha256(b"\x03" + policy.origin.encode()).digest()
-    for chunk, found in spread(_check_chunk, _check_away, chunks, helpers):
-        if found.previous != link.hex():
+    for chunk, (said, links, leaves, speaking) in spread(_check_chunk, _check_away, chunks, helpers):
+        if said.previous[0] != link.hex():
             if chain.links:
                 _require_signed(chunk, chunk.first - 1, link, chain.signatures[-1])
             raise fault(f"entry {chunk.first}", _UNLINKED)
-        link = found.links[-1]
-        chain.lines += map(_line, found.records or (reread(_record(line)) for line in chunk.lines))
-        chain.links += found.links
-        chain.signatures += found.signatures
-        chain.speaking.update(found.speaking)
-        chain.levels[0] += found.leaves
-    chain.grow()
+        link = links[-1]
+        bodies = said.bodies or reread([_body(line) for line in chunk.lines])
+        columns = said.times, said.kinds, bodies, map(tuple[str, ...], said.payloads)
+        chain.lines += map(Line, itertools.count(chunk.first), *columns)
+        chain.links += links
+        chain.signatures += said.signatures
+        chain.speaking.update(speaking)
+        chain.levels[0] += leaves
+        chain.grow()
     return chain
 
 
@@ -411,9 +464,9 @@ def _first_unsigned(jobs: Sequence[Job]) -> Job | None:
 # 5. Checkpoint, 6. payloads
 
 
-def _check_checkpoint(reader: _Reader, chain: _Chain, policy: Policy) -> Checkpoint:
-    place, size = f"section checkpoint, byte {reader.at}", len(chain.lines)
-    checkpoint = open_checkpoint(reader.data[reader.at : reader.at + MAX_NOTE + 1], policy, place, ordered=True)
+def _check_checkpoint(file: BytesIO, chain: _Chain, policy: Policy) -> Checkpoint:
+    place, size = f"section checkpoint, byte {file.tell()}", len(chain.lines)
+    checkpoint = open_checkpoint(file.read(MAX_NOTE + 1), policy, place, ordered=True)
     if checkpoint.size != size:
         raise fault(place, f"it is of {checkpoint.size} entries, the file has {size}")
     if checkpoint.root != chain.root(size):
@@ -421,12 +474,12 @@ def _check_checkpoint(reader: _Reader, chain: _Chain, policy: Policy) -> Checkpo
     return checkpoint
 
 
-def _read_payloads(reader: _Reader, count: int) -> dict[str, tuple[bytes, str]]:
+def _read_payloads(file: BytesIO, count: int) -> dict[str, tuple[bytes, str]]:
     """Each payload and its place, by name; sorted, so that there is one order."""
     payloads, last = dict[str, tuple[bytes, str]](), ""
     for _ in range(count):
-        place, start = f"section payloads, byte {reader.at}", reader.at
-        value = read(reader.line("section payloads", MAX_LINE), "section payloads", start)
+        place, start = f"section payloads, byte {file.tell()}", file.tell()
+        value = read(_read_line(file, "section payloads", MAX_LINE), "section payloads", start)
         fields(value, {"data": str, "sha256": str}, place)
         if not last < value["sha256"]:
             raise fault(place, f"the payload named {value['sha256'][:64]!r} is not behind {last!r}, in order")

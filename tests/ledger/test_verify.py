@@ -474,8 +474,10 @@ def test_a_policy_for_another_origin(bundle: bytes) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100])
 def test_a_root_of_any_size_is_another_than_the_standard_defines(size: int) -> None:
     leaves = [sha256(bytes([k])).encode()[:32] for k in range(size)]
-    chain = verifier._Chain(levels=[list(leaves)])
-    chain.grow()
+    chain = verifier._Chain()
+    for start in range(0, size, 5):
+        chain.levels[0] += leaves[start : start + 5]
+        chain.grow()
     assert [chain.root(k) for k in range(1, size + 1)] == [forge.tree(leaves[:k]) for k in range(1, size + 1)]
     for index in range(size):
         path = forge.path(leaves, index)
@@ -636,6 +638,39 @@ def test_several_processes_find_something_else_than_one(long_bundle: bytes, monk
             assert again.value.message == caught.value.message
         if os.environ.get("CAUSALDAO_PROVE") is None:
             break
+
+
+def test_a_line_without_its_end_is_told_before_an_earlier_fault(long_bundle: bytes) -> None:
+    changed = long_bundle[:-30_000].replace(b"2026-01-31", b"2026-01-3x", 1)
+    for processes in (1, 2):
+        with pytest.raises(LedgerError, match=r"entry 0: the time"):
+            verify(changed, SIMPLE, processes=processes)
+        with pytest.raises(LedgerError, match=r"entry 2\d\d\d, byte \d+: expected a line of at most"):
+            verify(long_bundle[: long_bundle.index(b'"index":2400')], SIMPLE, processes=processes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (',"index":7,', ',"c":1,"index":7,'), (',"index":7,', ',"index":07,'), ('"body":{', '"body":[{'),
+        ('"payloads":[]', '"payloads":[""]'), ('"payloads":[]', f'"payloads":["{"b" * 64}","{"a" * 64}"]'),
+        ('"payloads":[]', f'"payloads":["{"a" * 64}","{"a" * 64}"]'), ('"payloads":[]', f'"payloads":["{"a" * 63}"]'),
+        ('"previous":"', '"previous":"A'), ('"kind":"complaint"', '"kind":"genesis"'), ('"number":7', '"number":7.0'),
+        ('"number":7', f'"number":{"[" * 47}1{"]" * 47}'), ('"number":7', '"number":12345678901234567890'),
+    ],
+)  # fmt: skip
+def test_a_form_is_taken_at_once_that_is_refused_one_by_one(old: str, new: str) -> None:
+    """Lines that are looked at together are held to no less than each alone."""
+    ledger = simple(*(("complaint", {"study": STUDY, "number": number}) for number in range(3, 12)))
+    lines = [line + b"\n" for line in ledger.bundle().split(b"\n")[1 : ledger.size + 1]]
+    chunk = verifier._Chunk(0, 0, lines, ORIGIN, SIMPLE.log)
+    assert [*map(list, verifier._read_at_once(chunk))] == [*map(list, verifier._read_one_by_one(chunk))]
+    assert old.encode() in lines[7]
+    lines[7] = lines[7].replace(old.encode(), new.encode(), 1)
+    with pytest.raises(LedgerError):
+        verifier._read_one_by_one(chunk)
+    with pytest.raises((ValueError, LedgerError)):
+        verifier._read_at_once(chunk)
 
 
 def test_a_small_bundle_starts_processes(bundle: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
