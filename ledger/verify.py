@@ -60,11 +60,8 @@ KINDS = frozenset({
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}")
 _INDEX = re.compile(r"index (0|[1-9][0-9]{0,18})")
-_BEFORE, _BETWEEN, _BEHIND = (
-    b'{"record":',
-    b',"signature":"',
-    b'"}\n',
-)  # of an entry's line; 88 digits of base64 between
+# of an entry's line; 88 digits of base64 between the last two
+_BEFORE, _BETWEEN, _BEHIND = b'{"record":', b',"signature":"', b'"}\n'
 _TAIL = len(_BETWEEN) + 88 + len(_BEHIND)
 _OPENING, _CLOSING = '{"record":{"body":', ',"index":'  # before and behind the body in an entry's line
 _REST = re.compile(
