@@ -57,7 +57,8 @@ def _caf(geometry: Geometry, faulty: int) -> tuple[Tensor, int]:
         steps += 1
         if value < smallest:
             best, smallest = share / share.sum(), value
-        if value <= _ONE_POINT * float(geometry.gram.diagonal()[rows].max()):
+        # By weight: of two equal liars rounding may leave one a trace, whose size alone would make all else one point.
+        if value <= _ONE_POINT * float((share * geometry.gram.diagonal()[:n]).max() / share.sum()):
             break
         share[rows] *= 1 - spread / spread.max()
     weights = torch.zeros(len(geometry.gram), dtype=torch.float64)

@@ -121,7 +121,8 @@ def caf(rows: Rows, f: int) -> Rows:
         if values[-1] < smallest:
             best, smallest = mean, values[-1]
         spread = (away @ vectors[:, -1]) ** 2
-        if values[-1] <= 1e-12 * ((rows - rows[0]) ** 2).sum(axis=1).max():  # one point, but for rounding
+        sizes = share * ((rows - rows[0]) ** 2).sum(axis=1)
+        if values[-1] <= 1e-12 * sizes.max() / share.sum():  # one point, but for rounding
             break
         share = share * np.clip(1 - spread / spread[share > 0].max(), 0, None)
     return np.asarray(best)
