@@ -20,6 +20,7 @@ _PUBLIC = {
     "Evidence": "causaldao.models.discovery.evidence",
     "discover": "causaldao.models.discovery",
     "effect": "causaldao.models.effects",
+    "identify": "causaldao.models.identification",
     "LinearSCM": "causaldao.models.scm",
     "NeuralSCM": "causaldao.models.scm",
     "Study": "causaldao.study",

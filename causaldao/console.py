@@ -29,14 +29,9 @@ class Output:
     def fail(self, error: CausalDAOError) -> NoReturn:
         """Print an error with its remedy and leave with its exit status."""
         if self.as_json:
-            described = {"code": error.code, "exit_code": error.exit_code, "message": error.message}
-            self._print(
-                {
-                    "schema_version": SCHEMA_VERSION,
-                    "status": "error",
-                    "error": {**described, "problems": list(error.problems), "help": f"docs/errors/{error.page}.md"},
-                }
-            )
+            described: dict[str, Any] = {"code": error.code, "exit_code": error.exit_code, "message": error.message}
+            described |= {"problems": list(error.problems), "help": f"docs/errors/{error.page}.md", **error.details}
+            self._print({"schema_version": SCHEMA_VERSION, "status": "error", "error": described})
         else:
             sys.stderr.write(f"error ({error.code}): {error}\n  help: docs/errors/{error.page}.md\n")
         raise SystemExit(error.exit_code)

@@ -23,6 +23,13 @@ does). Each has a page in ``docs/errors``, named after ``page``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Witness(Protocol):
+    """What shows that a question has no answer; `str` says it in words."""
+
+    def to_json(self) -> dict[str, Any]: ...
 
 
 class CausalDAOError(Exception):
@@ -43,6 +50,11 @@ class CausalDAOError(Exception):
     def page(self) -> str:
         """The name of its page in ``docs/errors``."""
         return self.code
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What a machine is told of this error beside its message, as plain data."""
+        return {}
 
     def __str__(self) -> str:
         return "\n".join([self.message, *(f"  - {problem}" for problem in self.problems)])
@@ -119,10 +131,22 @@ class StaleError(LedgerError):
 
 
 class NotIdentifiable(CausalDAOError):
-    """The question has no answer from this graph and these data."""
+    """The question has no answer from this graph and these data.
+
+    ``hedge`` is the `causaldao.models.hedge.Hedge` that proves it; None where something else stands in the way, such as
+    an edge without a direction.
+    """
 
     exit_code = 16
     code = "not-identifiable"
+
+    def __init__(self, message: str, *, problems: Sequence[str] = (), hedge: Witness | None = None) -> None:
+        super().__init__(message, problems=problems)
+        self.hedge = hedge
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {} if self.hedge is None else {"hedge": self.hedge.to_json()}
 
 
 class NetworkError(CausalDAOError):

@@ -1,160 +1,150 @@
-"""Identification by covariate adjustment in DAGs, CPDAGs and CPDAGs with background knowledge; no latents.
+"""Identification: can the graph and the observed distribution answer what an intervention would do, and by what
+formula?
 
-The generalised adjustment criterion: Perković, Textor, Kalisch & Maathuis, JMLR 18 (2018), and Perković,
-Kalisch & Maathuis, UAI 2017, for background knowledge. The optimal set O(x, y) = pa(cn) \\ forb, of least
-asymptotic variance among all valid sets: Henckel, Perković & Maathuis, JRSS B 84 (2022). cn: the nodes other
-than x on causal paths from x to y; forb: x and what may descend from cn.
+`identify` decides it completely on DAGs and ADMGs (Shpitser & Pearl, 2006), and on CPDAGs by the rule that an effect is
+the same in all members iff every possibly causal path leaves the treatment by an arrow (Perković, UAI 2020).
+Adjustment, front doors and instruments can be asked for by themselves. Nothing here sees data: an `Estimand` is
+evaluated on a joint table by whoever has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 
-from causaldao.errors import ConfigurationError, MisuseError, NotIdentifiable
+from causaldao.errors import MisuseError, NotIdentifiable
+from causaldao.models.adjustment import (
+    adjustment_set,
+    checked,
+    is_adjustment_set,
+    is_amenable,
+    joint_adjustment_set,
+    minimal_adjustment_sets,
+    orientations_at,
+    possible_descendants,
+    require_settled,
+)
+from causaldao.models.criteria import Instrument, front_door_set, instruments, is_front_door_set
+from causaldao.models.estimand import Estimand, Table
+from causaldao.models.expression import Expression, Probability, product, total
 from causaldao.models.graph import CausalGraph
-from causaldao.models.pattern import extension, meek
+from causaldao.models.hedge import Hedge
+from causaldao.models.shpitser import idc
+
+__all__ = [
+    "Estimand",
+    "Hedge",
+    "Instrument",
+    "Table",
+    "adjustment_set",
+    "front_door_set",
+    "identify",
+    "instruments",
+    "is_adjustment_set",
+    "is_amenable",
+    "is_front_door_set",
+    "minimal_adjustment_sets",
+    "orientations_at",
+    "possible_descendants",
+]
 
 Names = frozenset[str]
 
 
-def possible_descendants(graph: CausalGraph, node: str, avoiding: Collection[str] = ()) -> Names:
-    """node and all that descend from it in some DAG of the class, by paths clear of `avoiding`.
+def identify(
+    graph: CausalGraph,
+    treatment: str | Iterable[str],
+    outcome: str | Iterable[str],
+    conditions: str | Iterable[str] = (),
+) -> Estimand:
+    """P(outcome | do(treatment), conditions) as a formula in observed probabilities; a string is one name.
 
-    An unshielded path with no edge against its direction suffices and is enough (Perković et al., 2017, lemma
-    3.6), so the search walks over edges, not paths: O(edges × degree).
+    On DAGs and ADMGs complete: NotIdentifiable means that two models with this graph agree on everything observed and
+    differ in the effect. On a CPDAG (or one with knowledge) an answer holds for every DAG of the class; without
+    ``conditions`` complete as well, with them it also wants the effect on the conditions to be settled. Where several
+    formulas hold, adjustment is preferred, then the front door, then what ID and IDC find.
+
+    Raises:
+        NotIdentifiable: with the `Hedge` as ``hedge``, or for a CPDAG with the undirected edge in its message.
+        MisuseError: no treatment or outcome, an unknown name, one in two roles, or a graph with circle marks.
+        ConfigurationError: no DAG is consistent with the pattern.
     """
-    reached, seen, stack = {node}, set[tuple[str, str]](), [("", node)]
-    while stack:
-        previous, current = stack.pop()
-        for following in (graph.children(current) | graph.neighbours(current)) - set(avoiding) - {previous}:
-            shielded = previous != "" and graph.adjacent(previous, following)
-            if not shielded and (current, following) not in seen:
-                seen.add((current, following))
-                reached.add(following)
-                stack.append((current, following))
-    return frozenset(reached)
+    x, y, z = _roles(graph, treatment, outcome, conditions)
+    closed, whole = checked(graph, *x, *y, *z)
+    told: tuple[str, ...] = ()
+    if closed.undirected:
+        for name in x:
+            for end in (*y, *z):
+                require_settled(closed, name, end, frozenset(x) - {name})
+        told = ("Every possibly causal path leaves the treatment by an arrow, so all DAGs of the class agree.",)
+    found = idc(whole, frozenset(y), frozenset(x), frozenset(z))
+    estimand = Estimand(x, y, z, found.expression, "ID", found.steps)
+    simpler = _by_criteria(whole, estimand) if not z else estimand
+    return replace(simpler, why=(*told, *simpler.why))
 
 
-def is_amenable(graph: CausalGraph, treatment: str, outcome: str) -> bool:
-    """Whether every possibly causal path from treatment to outcome leaves treatment by a directed edge.
-
-    Only then is the total effect the same function of the data in all DAGs of the class. Raises MisuseError
-    for unknown names and graphs with latent marks, ConfigurationError when no DAG is in the class.
-    """
-    graph, _ = _checked(graph, treatment, outcome)
-    return _undirected_start(graph, treatment, outcome) is None
-
-
-def is_adjustment_set(graph: CausalGraph, treatment: str, outcome: str, adjustment: Collection[str]) -> bool:
-    """Whether adjusting for `adjustment` gives the total effect in every DAG of the class: amenable, nothing
-    forbidden in it, and every non-causal path blocked. Raises as `is_amenable`."""
-    graph, dag = _checked(graph, treatment, outcome, adjustment)
-    if _undirected_start(graph, treatment, outcome) is not None:
-        return False
-    return not _forbidden(graph, treatment, outcome) & set(adjustment) and _blocks(dag, treatment, outcome, adjustment)
-
-
-def adjustment_set(graph: CausalGraph, treatment: str, outcome: str) -> Names:
-    """The optimal valid set; where outcome cannot descend from treatment, the parents of treatment.
-
-    Raises NotIdentifiable when the class does not settle the effect (an undirected edge begins a path), and
-    when outcome is a parent of treatment: no set separates them, but by the graph the effect is zero.
-    """
-    graph, dag = _checked(graph, treatment, outcome)
-    if (start := _undirected_start(graph, treatment, outcome)) is not None:
-        raise NotIdentifiable(
-            f"The effect of {treatment} on {outcome} differs within the class: the edge {treatment} - "
-            f"{start} is undirected and may begin a causal path. Declare its direction as knowledge, or "
-            "ask for the set of effects over the class."
+def _by_criteria(graph: CausalGraph, found: Estimand) -> Estimand:
+    """The formula of a criterion, with its reason, where one is met; else what was found."""
+    x, y = frozenset(found.treatment), frozenset(found.outcome)
+    if y.isdisjoint(graph.descendants(x)):
+        why = f"No directed path leads from {_listed(x)} to {_listed(y)}: setting the one does not move the other."
+        return replace(found, expression=Probability(y), method="none", why=(why,))
+    if (adjusted := _adjustment(graph, x, y)) is not None:
+        why = (
+            f"Adjustment criterion, with {_listed(adjusted) or 'nothing'} to adjust for: every path between "
+            f"{_listed(x)} and {_listed(y)} that is not causal is blocked, and nothing adjusted for follows from the "
+            "causal paths."
         )
-    if outcome in graph.parents(treatment):
-        raise NotIdentifiable(
-            f"{outcome} is a direct cause of {treatment}, so no adjustment separates them; by the graph "
-            f"the effect of {treatment} on {outcome} is zero."
+        return replace(found, expression=_adjustment_formula(adjusted, x, y), method="adjustment", why=(why,))
+    if len(x) == len(y) == 1 and (mediators := _front_door(graph, *x, *y)):
+        why = (
+            f"Front-door criterion, with {_listed(mediators)} between: every directed path from {_listed(x)} to "
+            f"{_listed(y)} goes through there, no latent cause is shared with {_listed(x)}, and given {_listed(x)} no "
+            f"other path to {_listed(y)} is open."
         )
-    causal = _causal_nodes(dag, treatment, outcome)
-    if not causal:
-        return frozenset(dag.parents(treatment))
-    return frozenset().union(*(dag.parents(node) for node in causal)) - dag.descendants(causal) - {treatment}
+        return replace(found, expression=_front_door_formula(mediators, x, y), method="front-door", why=(why,))
+    return found
 
 
-def orientations_at(graph: CausalGraph, node: str) -> tuple[CausalGraph, ...]:
-    """One pattern for each set of parents that `node` has in some DAG of the class, fewest first.
-
-    Every edge at node is directed and Meek's rules are applied; equally many new parents come in name order.
-    New parents must be adjacent to each other and to the old ones, else they would make a new unshielded
-    collider; Dor and Tarsi's extension tells whether a DAG of the class is left (semi-local IDA, Perković et
-    al., 2017).
-    """
-    graph, _ = _checked(graph, node)
-    chosen = sorted(_cliques(graph, sorted(graph.neighbours(node))), key=lambda parents: (len(parents), parents))
-    oriented = (_oriented(graph, node, parents) for parents in chosen)
-    return tuple(candidate for candidate in oriented if candidate is not None)
-
-
-def _checked(graph: CausalGraph, treatment: str, *others: str | Collection[str]) -> tuple[CausalGraph, CausalGraph]:
-    """The pattern closed under Meek's rules and one DAG of its class."""
-    names = [treatment]
-    for other in others:
-        names.extend([other] if isinstance(other, str) else other)
-    if unknown := sorted(set(names) - set(graph.nodes)):
-        raise MisuseError(f"The graph has no node {', '.join(unknown)}. It has {', '.join(graph.nodes)}.")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise MisuseError(f"{', '.join(twice)} stands in two roles; treatment, outcome and adjustment must differ.")
-    if graph.is_dag:
-        return graph, graph
-    if len(graph.directed) + len(graph.undirected) != len(graph.edges):
-        raise MisuseError("Adjustment is decided here in DAGs and CPDAGs; this graph has bidirected or circle marks.")
-    closed = meek(graph)
-    if (dag := extension(closed)) is None:
-        raise ConfigurationError(
-            "No DAG is consistent with the pattern: its undirected edges cannot all be directed "
-            "without a cycle or a new collider. Remove contradicting knowledge."
-        )
-    return closed, dag
-
-
-def _undirected_start(graph: CausalGraph, treatment: str, outcome: str) -> str | None:
-    avoiding = graph.parents(treatment) | {treatment}
-    starts = sorted(graph.neighbours(treatment))
-    return next((s for s in starts if outcome in possible_descendants(graph, s, avoiding)), None)
-
-
-def _forbidden(graph: CausalGraph, treatment: str, outcome: str) -> Names:
-    # A parent of treatment lies on no possibly causal path from it, though background knowledge may leave the
-    # edges along such a path undirected.
-    avoiding = graph.parents(treatment) | {treatment}
-    between = possible_descendants(graph, treatment, avoiding - {treatment}) - {treatment}
-    causal = [node for node in between if outcome in possible_descendants(graph, node, avoiding)]
-    return frozenset[str]().union(*(possible_descendants(graph, node) for node in causal))
-
-
-def _causal_nodes(dag: CausalGraph, treatment: str, outcome: str) -> Names:
-    return frozenset((dag.descendants([treatment]) & dag.ancestors([outcome])) - {treatment})
-
-
-def _blocks(dag: CausalGraph, treatment: str, outcome: str, adjustment: Collection[str]) -> bool:
-    # Amenable and nothing forbidden: then blocking in one DAG of the class is blocking in all of them.
-    causal = _causal_nodes(dag, treatment, outcome)
-    kept = [(a, b) for a, b in dag.directed if not (a == treatment and b in causal)]
-    return CausalGraph.dag(kept, dag.nodes).d_separated([treatment], [outcome], adjustment)
-
-
-def _cliques(graph: CausalGraph, candidates: list[str]) -> Iterator[tuple[str, ...]]:
-    yield ()
-    for index, first in enumerate(candidates):
-        rest = [other for other in candidates[index + 1 :] if graph.adjacent(first, other)]
-        yield from ((first, *clique) for clique in _cliques(graph, rest))
-
-
-def _oriented(graph: CausalGraph, node: str, parents: tuple[str, ...]) -> CausalGraph | None:
-    here = {(p, node) if p in parents else (node, p) for p in graph.neighbours(node)}
-    undirected = [pair for pair in graph.undirected if node not in pair]
+def _adjustment(graph: CausalGraph, x: Names, y: Names) -> Names | None:
+    if len(x) > 1 or len(y) > 1:
+        return joint_adjustment_set(graph, x, y)
     try:
-        candidate = meek(CausalGraph.cpdag(graph.directed | here, undirected, graph.nodes))
-    except ConfigurationError:
-        return None  # the orientation closes a directed cycle
-    # The class is defined by its colliders: compared here, so that nothing rests on the choice of candidates.
-    if candidate.unshielded_colliders() != graph.unshielded_colliders() or extension(candidate) is None:
+        return adjustment_set(graph, *x, *y)
+    except NotIdentifiable:
         return None
-    return candidate
+
+
+def _front_door(graph: CausalGraph, x: str, y: str) -> Names | None:
+    try:
+        return front_door_set(graph, x, y)
+    except NotIdentifiable:
+        return None
+
+
+def _adjustment_formula(adjusted: Names, x: Names, y: Names) -> Expression:
+    if not adjusted:
+        return Probability(y, x)
+    return total(adjusted, product([Probability(y, x | adjusted), Probability(adjusted)]))
+
+
+def _front_door_formula(mediators: Names, x: Names, y: Names) -> Expression:
+    inner = total(x, product([Probability(y, mediators | x), Probability(x)]))
+    return total(mediators, product([Probability(mediators, x), inner]))
+
+
+def _roles(graph: CausalGraph, *roles: str | Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    treatment, outcome, conditions = ((role,) if isinstance(role, str) else tuple(sorted(set(role))) for role in roles)
+    for name, role in (("treatment", treatment), ("outcome", outcome)):
+        if not role:
+            raise MisuseError(f"{name}=(): expected a node, or several, of {', '.join(graph.nodes)}.")
+    if same := sorted(set(treatment) & set(outcome)):
+        raise MisuseError(
+            f"{', '.join(same)} is both treatment and outcome: a variable that is set to a value has it. "
+            "Name another outcome."
+        )
+    return treatment, outcome, conditions
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

@@ -18,7 +18,7 @@ from causaldao.models.effects import Effect, average_effect, effect_set, influen
 from causaldao.models.graph import CausalGraph
 from causaldao.models.pattern import cpdag_of
 from tests.counts import count
-from tests.models.test_identification import members
+from tests.models.test_adjustment import members
 
 
 def rows_of(rng: np.random.Generator, n: int) -> np.ndarray:
