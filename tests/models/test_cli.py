@@ -42,7 +42,7 @@ def test_the_formula_or_its_reason_is_not_printed(tmp_path: Path) -> None:
     assert shown(graph, "--treatment", "x", "--outcome", "y") == (0, f"{equation}\n")
     code, text = shown(graph, "--treatment", "x", "--outcome", "y", "--explain")
     assert (code, text.splitlines()[0]) == (0, equation)
-    assert "Front-door criterion: m" in text
+    assert "Front-door criterion, with m between" in text
     code, data = run(graph, "--treatment", "x", "--outcome", "y")
     assert (code, data["equation"], data["method"]) == (0, equation, "front-door")
     assert data["latex"].startswith(r"P(y \mid \mathrm{do}(x)) = \sum_{m}")
