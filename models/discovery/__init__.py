@@ -13,7 +13,7 @@ from typing import Any
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.boss import boss as _boss
 from causaldao.models.discovery.evidence import Evidence
-from causaldao.models.discovery.pc import Discovery
+from causaldao.models.discovery.found import Discovery
 from causaldao.models.discovery.pc import pc as _pc
 from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge

@@ -9,8 +9,9 @@ import torch
 
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.discovery import discover
-from causaldao.models.discovery.boss import PENALTY, _members, _Scores, _scores, _total, boss
+from causaldao.models.discovery.boss import _Search, _total, boss
 from causaldao.models.discovery.evidence import Evidence, partial
+from causaldao.models.discovery.score import PENALTY, Score, members_of
 from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of, extension, shd
@@ -59,8 +60,8 @@ def test_the_best_of_all_orders_is_hardly_ever_missed_and_its_score_is_the_bic()
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         evidence = Evidence.from_data(sample(rng, weights(rng, 5, 3, low=0.1, high=0.6), 120))
-        scores = _scores(evidence, PENALTY, NONE)
-        best = max(_total(scores, list(order)) for order in permutations(range(5)))
+        search = _Search(Score.of(evidence, PENALTY, NONE, "BOSS"))
+        best = max(_total(search, list(order)) for order in permutations(range(5)))
         found = extension(boss(evidence).graph)
         assert found is not None
         score = _bic(evidence, found, 2.0)
@@ -144,16 +145,16 @@ def test_a_parent_is_weighed_by_the_noise_of_its_coefficient_and_gains_are_diffe
     for seed in range(count(3, 20)):
         rng = np.random.default_rng(seed)
         evidence = _scaled(rng, weights(rng, 6, 3), 3000, sigma=2.0)
-        scores = _scores(evidence, PENALTY, NONE)
+        scores = Score.of(evidence, PENALTY, NONE, "BOSS")
         for j, parents in ((0, [1, 2, 5]), (3, [4]), (2, [0, 1, 3, 4, 5])):
             expected = [1 + _noise_over_sampling(evidence, j, k, [i for i in parents if i != k]) for k in parents]
             assert scores._weigh(j, [parents])[0] == pytest.approx(sum(expected), rel=1e-6)
             mask = sum(1 << k for k in parents)
-            here = scores.score(j, mask)
+            here = scores.of_parents(j, mask)
             for k, gain in zip(*scores.gains(j, mask, -1), strict=True):
-                assert gain == pytest.approx(scores.score(j, mask | 1 << k) - here, rel=1e-6, abs=1e-6)
+                assert gain == pytest.approx(scores.of_parents(j, mask | 1 << k) - here, rel=1e-6, abs=1e-6)
             for k, gain in zip(*scores.losses(j, mask), strict=True):
-                assert gain == pytest.approx(scores.score(j, mask & ~(1 << k)) - here, rel=1e-6, abs=1e-6)
+                assert gain == pytest.approx(scores.of_parents(j, mask & ~(1 << k)) - here, rel=1e-6, abs=1e-6)
 
 
 def test_an_edge_enters_where_z_in_units_of_both_errors_passes_the_root_of_the_penalty() -> None:
@@ -195,7 +196,7 @@ def test_weighing_noise_finds_more_than_a_flat_penalty(
         return float(np.mean([shd(graph, truth) for graph, (_, truth) in zip(found, cases, strict=True)]))
 
     weighed = distance(PENALTY)
-    monkeypatch.setattr(_Scores, "_weigh", lambda self, j, sets: np.full(len(sets), float(len(sets[0]))))
+    monkeypatch.setattr(Score, "_weigh", lambda self, j, sets: np.full(len(sets), float(len(sets[0]))))
     assert weighed < min(distance(2.0), distance(8.0)) / 2
     assert weighed < 6
 
@@ -204,13 +205,13 @@ def test_weighing_noise_finds_more_than_a_flat_penalty(
 def scored(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
     """Every (parent, child) that a score was computed for."""
     seen: set[tuple[int, int]] = set()
-    given = _Scores._given
+    given = Score._given
 
     def spy(self: Any, j: int, parents: int, columns: list[int]) -> Any:
-        seen.update((i, j) for i in [*_members(parents), *columns])
+        seen.update((i, j) for i in [*members_of(parents), *columns])
         return given(self, j, parents, columns)
 
-    monkeypatch.setattr(_Scores, "_given", spy)
+    monkeypatch.setattr(Score, "_given", spy)
     return seen
 
 

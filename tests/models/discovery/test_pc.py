@@ -13,7 +13,8 @@ from scipy.stats import norm
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.discovery import discover, search
 from causaldao.models.discovery.evidence import Evidence, partial
-from causaldao.models.discovery.pc import _Tester, pc
+from causaldao.models.discovery.pc import pc
+from causaldao.models.discovery.skeleton import PartialCorrelations
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import Knowledge
 from causaldao.models.pattern import cpdag_of, extension
@@ -31,14 +32,14 @@ Asked = list[tuple[Pair, tuple[str, ...]]]
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Every test that a search runs, as ((a, b), S)."""
     seen: Asked = []
-    run = _Tester.run
+    run = PartialCorrelations.run
 
     def spy(self: Any, questions: Any, level: int) -> Any:
         listed = list(questions)
         seen.extend(listed)
         return run(self, iter(listed), level)
 
-    monkeypatch.setattr(_Tester, "run", spy)
+    monkeypatch.setattr(PartialCorrelations, "run", spy)
     return seen
 
 
@@ -83,7 +84,7 @@ def _separating_sets(evidence: Evidence, a: str, b: str, level: int, alpha: floa
     rest = [name for name in evidence.names if name not in (a, b)]
     sets = list(combinations(rest, level))
     rows = torch.tensor([[evidence.index(name) for name in (a, b, *given)] for given in sets])
-    statistics = _Tester.of(evidence).statistics(rows).tolist()
+    statistics = PartialCorrelations.of(evidence).statistics(rows).tolist()
     critical = float(norm.isf(alpha / 2))
     return [given for given, statistic in zip(sets, statistics, strict=True) if statistic <= critical]
 
@@ -137,7 +138,7 @@ def test_batched_statistics_are_those_of_the_evidence() -> None:
     shifted[1:, 0] = torch.linspace(-0.5, 0.4, 6, dtype=torch.float64)
     moved = Evidence(exact.names, shifted @ exact.moments @ shifted.T)
     for evidence in (exact, moved, noisy(moved, 6.0, rng)):
-        tester = _Tester.of(evidence)
+        tester = PartialCorrelations.of(evidence)
         for level in range(4):
             for chosen in list(combinations(range(6), level + 2))[:8]:
                 a, b, *given = (evidence.names[i] for i in chosen)

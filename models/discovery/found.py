@@ -1,0 +1,30 @@
+"""What a search for a graph found, and when a decision of it counts as a near tie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from causaldao.models.graph import CausalGraph, Pair, Triple
+
+NEAR = 1e-6
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a search found.
+
+    Attributes
+    ----------
+    graph : the CPDAG, with what the knowledge directs; it always has a consistent extension.
+    near_ties : pairs whose edge hung on a statistic or a score within 1e-6 of the line; the rounding of
+        another machine may decide them otherwise, so a replay takes these as given.
+    separating_sets : of each pair that tests separated, the set with the least dependence (PC; else empty).
+    conflicts : the unshielded colliders on which the tests and the graph disagree, because no DAG has
+        them all (PC; else empty).
+    """
+
+    graph: CausalGraph
+    near_ties: frozenset[Pair] = frozenset()
+    separating_sets: Mapping[Pair, frozenset[str]] = field(default_factory=dict)
+    conflicts: frozenset[Triple] = frozenset()
