@@ -14,12 +14,13 @@ from causaldao.errors import MisuseError
 from causaldao.models.discovery.boss import boss as _boss
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import Discovery
+from causaldao.models.discovery.ges import ges as _ges
 from causaldao.models.discovery.pc import pc as _pc
 from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 
 # under other names, so that `discovery.boss` and `discovery.pc` stay the modules
-METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "pc": _pc}
+METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "ges": _ges, "pc": _pc}
 
 __all__ = ["METHODS", "Discovery", "discover", "search"]
 
