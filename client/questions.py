@@ -36,9 +36,9 @@ Sets = Annotated[
 @discover_app.command()
 def discover(
     data: Annotated[Path, typer.Argument(help="A CSV or Parquet file of numbers.")],
-    method: Annotated[str, typer.Option(help="boss or pc.")] = "boss",
+    method: Annotated[str, typer.Option(help="boss, ges or pc; fci or rfci where causes may be unmeasured.")] = "boss",
     knowledge: Annotated[Path | None, typer.Option(help="A TOML file: required, forbidden, tiers.")] = None,
-    alpha: Annotated[float, typer.Option(help="Test level of pc.")] = 0.01,
+    alpha: Annotated[float, typer.Option(help="Test level of pc, fci and rfci.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of the restarts of boss.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the graph (JSON) here, for effect --graph.")] = None,
     as_json: Json = False,
@@ -52,7 +52,7 @@ def discover(
         from causaldao.models.knowledge import NONE, Knowledge
 
         known = NONE if knowledge is None else Knowledge.from_toml(_text(knowledge))
-        options: dict[str, Any] = {"alpha": alpha} if method == "pc" else {}
+        options: dict[str, Any] = {"alpha": alpha} if method in ("pc", "fci", "rfci") else {}
         if method == "boss":
             options = {"generator": torch.Generator().manual_seed(seed)}
         graph = discover(Evidence.from_data(_table(data)), method, known, **options)
@@ -207,10 +207,9 @@ def _table_effects(source: Path, graph: Path | None, treatment: str, outcome: st
     if graph is None:
         return [_effect(average_effect(evidence, treatment, outcome))]
     pattern = _graph(graph)
-    dag, _ = nearest_extension(pattern)
     found = effect_set(evidence, pattern, treatment, outcome)
     if len(found) == 1 and found[0].implied:  # no graph of the class has a causal path
-        found = (doubted(found[0], evidence, dag),)
+        found = (doubted(found[0], evidence, nearest_extension(pattern)[0]),)
     return [_effect(effect) for effect in found]
 
 

@@ -138,9 +138,9 @@ def checked(graph: CausalGraph, treatment: str, *others: str | Collection[str]) 
         return graph, graph
     if odd := graph.edges - {e for e in graph.edges if e[:2] in graph.directed or e[:2] in graph.undirected}:
         raise MisuseError(
-            f"Effects are decided here in DAGs, ADMGs and CPDAGs, and this graph has {min(odd)} beside edges of "
-            "another kind: no circle marks, and no undirected beside bidirected edges. Direct its edges as you know "
-            "them."
+            f"Effects are decided here in DAGs, ADMGs and CPDAGs, but {min(odd)} leaves room for an unmeasured cause "
+            "beside edges whose direction is open. Find the graph by a method without circles (boss, ges, pc), or "
+            "direct its edges as you know them."
         )
     closed = meek(graph)
     if (dag := extension(closed)) is None:

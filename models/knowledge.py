@@ -61,7 +61,7 @@ class Knowledge:
         """Whether a -> b may be: not forbidden, its reverse not required, and not from a later tier to an
         earlier.
         """
-        return (a, b) not in self.forbidden and (b, a) not in self.required and self._in_time(a, b)
+        return (a, b) not in self.forbidden and (b, a) not in self.required and self.in_time(a, b)
 
     def adjacency_excluded(self, a: str, b: str) -> bool:
         """Whether neither direction may be, so that the pair is not adjacent and needs no test."""
@@ -143,7 +143,8 @@ class Knowledge:
             raise ConfigurationError(f"the knowledge is not TOML: {error}.") from error
         return cls.from_json(data["knowledge"] if isinstance(data.get("knowledge"), dict) else data)
 
-    def _in_time(self, a: str, b: str) -> bool:
+    def in_time(self, a: str, b: str) -> bool:
+        """Whether the tiers let a cause b, directly or through others."""
         return a not in self.tiers or b not in self.tiers or self.tiers[a] <= self.tiers[b]
 
     def _clashes(self) -> Iterable[str]:
@@ -152,7 +153,7 @@ class Knowledge:
                 yield f"{a} -> {b} is both required and forbidden"
             if (b, a) in self.required and a < b:
                 yield f"{a} -> {b} and {b} -> {a} are both required"
-            if not self._in_time(a, b):
+            if not self.in_time(a, b):
                 early, late = self.tiers[b], self.tiers[a]
                 yield f"{a} -> {b} is required, but {a} is in tier {late} and {b} in tier {early}"
 

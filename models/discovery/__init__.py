@@ -13,6 +13,8 @@ from typing import Any
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.boss import boss as _boss
 from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.fci import fci as _fci
+from causaldao.models.discovery.fci import rfci as _rfci
 from causaldao.models.discovery.found import Discovery
 from causaldao.models.discovery.ges import ges as _ges
 from causaldao.models.discovery.pc import pc as _pc
@@ -20,15 +22,17 @@ from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 
 # under other names, so that `discovery.boss` and `discovery.pc` stay the modules
-METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "ges": _ges, "pc": _pc}
+METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "ges": _ges, "pc": _pc, "fci": _fci, "rfci": _rfci}
 
 __all__ = ["METHODS", "Discovery", "discover", "search"]
 
 
 def discover(evidence: Evidence, method: str = "boss", knowledge: Knowledge = NONE, **options: Any) -> CausalGraph:
-    """The CPDAG that ``method`` finds in the evidence, directed further by the knowledge.
+    """The CPDAG that ``method`` finds in the evidence, directed further by the knowledge; a PAG from ``fci`` and
+    ``rfci``.
 
-    Options of ``boss``: penalty, generator, restarts. Option of ``pc``: alpha.
+    Options of ``boss``: penalty, generator, restarts; of ``ges``: penalty, turning; of ``pc``, ``fci`` and ``rfci``:
+    alpha.
 
     Raises:
         MisuseError: no method or option of that name; the choices are listed.

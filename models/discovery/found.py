@@ -16,12 +16,13 @@ class Discovery:
 
     Attributes
     ----------
-    graph : the CPDAG, with what the knowledge directs; it always has a consistent extension.
+    graph : the CPDAG, with what the knowledge directs, and always with a consistent extension; or the PAG (FCI).
     near_ties : pairs whose edge hung on a statistic or a score within 1e-6 of the line; the rounding of
         another machine may decide them otherwise, so a replay takes these as given.
-    separating_sets : of each pair that tests separated, the set with the least dependence (PC; else empty).
+    separating_sets : of each pair that tests separated, the set with the least dependence (PC, FCI; else empty).
     conflicts : the unshielded colliders on which the tests and the graph disagree, because no DAG has
-        them all (PC; else empty).
+        them all (PC; else empty); of FCI also (a, c, b) whose a and b cannot be marked as the rules ask, for
+        the mark there is another already or the edge would close a directed cycle through c.
     """
 
     graph: CausalGraph

@@ -45,7 +45,7 @@ def run(*arguments: Any) -> tuple[int, dict[str, Any]]:
     return result.exit_code, envelope["data" if envelope["status"] == "ok" else "error"]
 
 
-@pytest.mark.parametrize("method", ["boss", "pc"])
+@pytest.mark.parametrize("method", ["boss", "ges", "pc", "fci", "rfci"])
 def test_discover_finds_the_chain(method: str, data: Path) -> None:
     code, found = run("discover", data, "--method", method)
     assert code == 0
@@ -160,6 +160,14 @@ def test_discover_writes_no_graph_that_effect_can_read(data: Path, tmp_path: Pat
         code, found = run("effect", data, "--graph", tmp_path / "again.json", "--treatment", "a", "--outcome", "c")
         assert code == 0
         assert all(effect["adjustment"] is not None for effect in found["effects"])
+
+
+def test_a_graph_with_circles_is_not_adjusted_by_as_if_it_had_none(data: Path, tmp_path: Path) -> None:
+    written = tmp_path / "graph.json"
+    assert run("discover", data, "--method", "fci", "--out", written)[0] == 0
+    code, error = run("effect", data, "--graph", written, "--treatment", "a", "--outcome", "c")
+    assert code == error["exit_code"] == 2
+    assert "a o-o b leaves room for an unmeasured cause" in error["message"]
 
 
 def test_a_graph_without_a_path_is_a_false_certainty_of_zero(data: Path, tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_wrong_roles_are_named(treatment: str, outcome: str, adjustment: tuple[s
 
 
 def test_circle_marks_are_refused_rather_than_ignored() -> None:
-    with pytest.raises(MisuseError, match=r"x o-> y.*Direct its edges"):
+    with pytest.raises(MisuseError, match=r"x o-> y leaves room.*direct its edges"):
         adjustment_set(CausalGraph.pag({("x", "y"): "o>"}), "x", "y")
 
 
