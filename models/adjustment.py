@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 
 from causaldao.errors import ConfigurationError, MisuseError, NotIdentifiable
 from causaldao.models.graph import CausalGraph
-from causaldao.models.pattern import extension, meek
+from causaldao.models.pattern import extension, meek, partial_edges
 from causaldao.models.separators import minimal_separators, mutilated
 
 Names = frozenset[str]
@@ -136,7 +136,7 @@ def checked(graph: CausalGraph, treatment: str, *others: str | Collection[str]) 
         raise MisuseError(f"{', '.join(twice)} stands in two roles; treatment, outcome and adjustment must differ.")
     if len(graph.directed) + len(graph.bidirected) == len(graph.edges):
         return graph, graph
-    if odd := graph.edges - {e for e in graph.edges if e[:2] in graph.directed or e[:2] in graph.undirected}:
+    if odd := graph.edges - partial_edges(graph):
         raise MisuseError(
             f"Effects are decided here in DAGs, ADMGs and CPDAGs, but {min(odd)} leaves room for an unmeasured cause "
             "beside edges whose direction is open. Find the graph by a method without circles (boss, ges, pc), or "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from causaldao.errors import ConfigurationError, MisuseError
-from causaldao.models.graph import CausalGraph, Pair, Triple
+from causaldao.models.graph import CIRCLE, TAIL, CausalGraph, Edge, Pair, Triple
 
 Neighbours = dict[str, set[str]]
 
@@ -108,7 +108,7 @@ class _Partial:
 
     @classmethod
     def of(cls, graph: CausalGraph) -> _Partial:
-        if other := graph.edges - _partial_edges(graph):
+        if other := graph.edges - partial_edges(graph):
             raise MisuseError(f"{min(other)} is neither directed nor undirected. Give a DAG, CPDAG or pattern.")
         maps = (graph.parents, graph.children, graph.neighbours)
         return cls(*({node: set(of(node)) for node in graph.nodes} for of in maps))
@@ -140,8 +140,9 @@ class _Partial:
         return CausalGraph.cpdag(directed, [(a, b) for a, b in self.lines() if a < b], nodes)
 
 
-def _partial_edges(graph: CausalGraph) -> frozenset[tuple[str, str, str, str]]:
-    return frozenset(e for e in graph.edges if e[:2] in graph.directed or e[:2] in graph.undirected)
+def partial_edges(graph: CausalGraph) -> frozenset[Edge]:
+    """The edges a -> b and a - b. Told by their marks, since a <-> b may stand beside a -> b on the same pair."""
+    return frozenset(e for e in graph.edges if e.at_a == TAIL and e.at_b != CIRCLE)
 
 
 def _away_from_collider(work: _Partial, a: str, b: str) -> bool:

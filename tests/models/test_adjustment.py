@@ -13,7 +13,7 @@ from causaldao.models.adjustment import joint_adjustment_set
 from causaldao.models.estimand import Estimand
 from causaldao.models.expression import Expression, Probability, total
 from causaldao.models.expression import product as product_of
-from causaldao.models.graph import CausalGraph
+from causaldao.models.graph import CausalGraph, Edge
 from causaldao.models.identification import (
     adjustment_set,
     is_adjustment_set,
@@ -232,6 +232,16 @@ def test_wrong_roles_are_named(treatment: str, outcome: str, adjustment: tuple[s
 def test_circle_marks_are_refused_rather_than_ignored() -> None:
     with pytest.raises(MisuseError, match=r"x o-> y leaves room.*direct its edges"):
         adjustment_set(CausalGraph.pag({("x", "y"): "o>"}), "x", "y")
+
+
+def test_a_latent_cause_beside_an_arrow_is_forgotten_where_another_edge_is_undirected() -> None:
+    arrow, head = ("-", ">"), (">", ">")
+    edges = [("x", "y", *arrow), ("x", "y", *head), ("y", "z", "-", "-")]
+    bow = CausalGraph(("x", "y", "z"), frozenset(Edge(*edge) for edge in edges))
+    with pytest.raises(MisuseError, match="x <-> y leaves room"):
+        adjustment_set(bow, "x", "y")
+    with pytest.raises(MisuseError, match="x <-> y is neither"):
+        meek(bow)
 
 
 def linear(admg: CausalGraph, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

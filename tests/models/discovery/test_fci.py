@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from itertools import combinations, product
 from typing import Any
 
@@ -141,22 +143,55 @@ def test_selection_into_the_data_is_seen_where_nothing_else_explains_a_cycle() -
     assert found == CausalGraph.pag({**cycle, ("a", "e"): "-o", ("e", "f"): "-o"})
 
 
+def _measured(seed: int, d: int) -> list[int]:
+    """Six in seven of d variables."""
+    return sorted(np.random.default_rng(seed).permutation(d)[: max(5, min(20, round(0.85 * d)))])
+
+
 def _case(seed: int, n: int = 5000) -> pd.DataFrame:
-    """Five to twenty columns of a random model, about one in seven of whose variables was not measured."""
     rng = np.random.default_rng(seed)
     d = int(rng.integers(6, 24))
-    frame = sample(rng, weights(rng, d, degree=2, low=0.3, high=1.0), n)
-    return frame.iloc[:, sorted(rng.permutation(d)[: max(5, min(20, round(0.85 * d)))])]
+    return sample(rng, weights(rng, d, degree=2, low=0.3, high=1.0), n).iloc[:, _measured(seed, d)]
+
+
+def _exact_case(seed: int, n: int = 100_000) -> tuple[pd.DataFrame, CausalGraph]:
+    """Five to twenty columns whose sample covariance is exactly that of a model, and the model's DAG.
+
+    On sampled covariances the two programs agree less often; why has not been traced case by case.
+    """
+    rng = np.random.default_rng(seed)
+    d = int(rng.integers(6, 24))
+    matrix = weights(rng, d, degree=1.5)
+    noise = rng.normal(size=(n, d))
+    noise -= noise.mean(axis=0)
+    white = noise @ np.linalg.inv(np.linalg.cholesky(noise.T @ noise / n)).T
+    frame = pd.DataFrame(white @ np.linalg.inv(np.eye(d) - matrix), columns=names(d))
+    return frame.iloc[:, _measured(seed, d)], dag_of(matrix)
 
 
 def _reference(frame: pd.DataFrame, alpha: float) -> CausalGraph:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         found, _ = causal_learn_fci(frame.to_numpy(), "fisherz", alpha, show_progress=False)
     labels, at = list(frame.columns), found.graph
     marks = {-1: "-", 1: ">", 2: "o"}
     pairs = [(i, j) for i, j in combinations(range(len(labels)), 2) if at[i, j]]
     return CausalGraph.pag({(labels[i], labels[j]): (marks[at[i, j]], marks[at[j, i]]) for i, j in pairs}, labels)
+
+
+def test_graphs_are_those_of_causal_learn_or_of_the_truth_or_the_tests_erred() -> None:
+    seeds = count(10, 100)
+    same = 0
+    for seed in range(seeds):
+        frame, dag = _exact_case(seed)
+        ours, theirs = fci(Evidence.from_data(frame)), _reference(frame, 0.01)
+        same += ours.graph == theirs
+        if ours.graph != theirs:
+            true = _search(_oracle(list(frame.columns), dag.d_separated), tuple(frame.columns), NONE).graph
+            # a path that nearly cancels another is below what the tests see, and then no graph fits all answers
+            erred = any(not dag.d_separated(*pair, given) for pair, given in ours.separating_sets.items())
+            assert ours.graph == true or erred, seed
+    assert same >= 0.95 * seeds
 
 
 def test_a_latent_cause_is_found_where_pc_must_take_sides() -> None:
