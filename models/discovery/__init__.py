@@ -22,7 +22,7 @@ from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 
 # under other names, so that `discovery.boss` and `discovery.pc` stay the modules
-METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "ges": _ges, "pc": _pc, "fci": _fci, "rfci": _rfci}
+METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "pc": _pc, "ges": _ges, "fci": _fci, "rfci": _rfci}
 
 __all__ = ["METHODS", "Discovery", "discover", "search"]
 
