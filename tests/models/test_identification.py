@@ -272,7 +272,7 @@ def test_a_wrong_question_is_answered(x: object, y: object, z: object, message: 
     ids=str,
 )
 def test_marks_that_are_left_open_are_read_as_arrows(graph: CausalGraph) -> None:
-    with pytest.raises(MisuseError, match="Direct its edges"):
+    with pytest.raises(MisuseError, match="direct its edges"):
         identify(graph, "x", "y")
 
 
