@@ -11,12 +11,12 @@ import typer
 
 from causaldao.console import command
 from causaldao.errors import ConfigurationError, DataError, MisuseError
+from causaldao.models.cli import PAG, read_graph
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from causaldao.models.effects import Effect
-    from causaldao.models.graph import CausalGraph
     from causaldao.models.scm import NeuralSCM
 
 discover_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -56,10 +56,11 @@ def discover(
         if method == "boss":
             options = {"generator": torch.Generator().manual_seed(seed)}
         graph = discover(Evidence.from_data(_table(data)), method, known, **options)
+        found = graph.to_json() | ({"kind": PAG} if method in ("fci", "rfci") else {})
         if out is not None:
-            _write(out, json.dumps(graph.to_json(), indent=1))
+            _write(out, json.dumps(found, indent=1))
         edges = "\n".join(str(edge) for edge in sorted(graph.edges)) or "no edges"
-        output.emit({"method": method, "graph": graph.to_json()}, edges)
+        output.emit({"method": method, "graph": found}, edges)
 
 
 @effect_app.command()
@@ -206,23 +207,11 @@ def _table_effects(source: Path, graph: Path | None, treatment: str, outcome: st
     evidence = Evidence.from_data(_table(source))
     if graph is None:
         return [_effect(average_effect(evidence, treatment, outcome))]
-    pattern = _graph(graph)
+    pattern = read_graph(graph)
     found = effect_set(evidence, pattern, treatment, outcome)
     if len(found) == 1 and found[0].implied:  # no graph of the class has a causal path
         found = (doubted(found[0], evidence, nearest_extension(pattern)[0]),)
     return [_effect(effect) for effect in found]
-
-
-def _graph(path: Path) -> CausalGraph:
-    """A graph from what discover or a run writes: the graph itself, a run's two graphs, or the JSON envelope."""
-    from causaldao.models.graph import CausalGraph
-
-    value = _json(path)
-    for name in ("data", "graph", "pattern"):
-        value = value.get(name, value) if isinstance(value, dict) else value
-    if not isinstance(value, dict) or not {"nodes", "edges"} <= set(value):
-        raise ConfigurationError(f"{path} holds no graph: expected an object with 'nodes' and 'edges'.")
-    return CausalGraph.from_json(value)
 
 
 def _effect(found: Effect) -> dict[str, Any]:

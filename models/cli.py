@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from causaldao.console import command
-from causaldao.errors import ConfigurationError
+from causaldao.errors import ConfigurationError, MisuseError
 
 if TYPE_CHECKING:
     from causaldao.models.graph import CausalGraph
+
+PAG = "pag"  # the kind of a graph in which even an arrow may be confounded
 
 identify_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -45,6 +47,7 @@ def read_graph(path: Path) -> CausalGraph:
 
     Raises:
         ConfigurationError: the file cannot be read, or holds no graph.
+        MisuseError: it holds a PAG, which may have nothing but arrows and yet is no DAG.
     """
     from causaldao.models.graph import CausalGraph
 
@@ -59,4 +62,10 @@ def read_graph(path: Path) -> CausalGraph:
         value = value.get(name, value) if isinstance(value, dict) else value
     if not isinstance(value, dict) or not {"nodes", "edges"} <= set(value):
         raise ConfigurationError(f"{file} holds no graph: expected an object with 'nodes' and 'edges'.")
+    if value.get("kind") == PAG:
+        raise MisuseError(
+            f"{file} holds a PAG, as fci and rfci find it: what causes two variables may be unmeasured even where it "
+            "has a -> b, so no effect is decided from it. Find the graph by boss, ges or pc, or draw what you know "
+            "with arrows, and two heads for an unmeasured cause."
+        )
     return CausalGraph.from_json(value)

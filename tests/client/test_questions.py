@@ -167,7 +167,17 @@ def test_a_graph_with_circles_is_not_adjusted_by_as_if_it_had_none(data: Path, t
     assert run("discover", data, "--method", "fci", "--out", written)[0] == 0
     code, error = run("effect", data, "--graph", written, "--treatment", "a", "--outcome", "c")
     assert code == error["exit_code"] == 2
-    assert "a o-o b leaves room for an unmeasured cause" in error["message"]
+    assert "holds a PAG" in error["message"]
+
+
+def test_a_pag_of_nothing_but_arrows_is_adjusted_by_as_a_dag(data: Path, tmp_path: Path) -> None:
+    written, tiers = tmp_path / "graph.json", tmp_path / "tiers.toml"
+    tiers.write_text("required = [['a', 'b'], ['b', 'c']]\n")
+    assert run("discover", data, "--method", "rfci", "--knowledge", tiers, "--out", written)[0] == 0
+    assert CausalGraph.from_json(json.loads(written.read_text())) == CHAIN
+    code, error = run("effect", data, "--graph", written, "--treatment", "a", "--outcome", "c")
+    assert code == 2
+    assert "holds a PAG" in error["message"]
 
 
 def test_a_graph_without_a_path_is_a_false_certainty_of_zero(data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -257,9 +258,9 @@ def test_what_adjustment_cannot_do_is_given_up() -> None:
         ("x", (), (), r"outcome=\(\)"),
     ],
 )
-def test_a_wrong_question_is_answered(x: object, y: object, z: object, message: str) -> None:
+def test_a_wrong_question_is_answered(x: Any, y: Any, z: Any, message: str) -> None:
     with pytest.raises(MisuseError, match=message):
-        identify(FRONT_DOOR, x, y, z)  # type: ignore[arg-type]
+        identify(FRONT_DOOR, x, y, z)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,10 @@ AT_ZERO_THE_MEAN = ["mean", "trimmed-mean", "meamed", "multi-krum", "mda", "smea
 
 
 def _result(rows: Any, name: str, f: int, trusted: Any) -> Any:
-    given = {"reference": torch.as_tensor(trusted), "generator": torch.Generator().manual_seed(f)}
-    return aggregate(torch.as_tensor(rows), name, f, **given).vector.numpy()  # type: ignore[arg-type]  # two types
+    dealer = torch.Generator().manual_seed(f)
+    return aggregate(
+        torch.as_tensor(rows), name, f, generator=dealer, reference=torch.as_tensor(trusted)
+    ).vector.numpy()
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -56,10 +57,10 @@ def test_a_rule_is_both_or_neither(name: str) -> None:
     ("bucketing+bulyan", 20, 3, 1), ("arc+mean", 4, 2, 1),
 ])  # fmt: skip
 def test_a_rule_degrades_in_silence_outside_its_bound(name: str, n: int, f: int, largest: int) -> None:
-    given = {"reference": torch.ones(3), "generator": torch.Generator().manual_seed(0)}
+    given: dict[str, Any] = {"reference": torch.ones(3), "generator": torch.Generator().manual_seed(0)}
     with pytest.raises(GuaranteeError, match=f"needs at least .* at most faulty = {largest}\\b"):
-        aggregate(torch.zeros(n, 3), name, f, **given)  # type: ignore[arg-type]  # a dictionary of two types
-    aggregate(torch.zeros(n, 3), name, largest, **given)  # type: ignore[arg-type]  # a dictionary of two types
+        aggregate(torch.zeros(n, 3), name, f, **given)
+    aggregate(torch.zeros(n, 3), name, largest, **given)
 
 
 def test_too_few_members_for_any_f() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from itertools import combinations, permutations
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.discovery import discover
 from causaldao.models.discovery.boss import _Search, _total, boss
 from causaldao.models.discovery.evidence import Evidence, partial
-from causaldao.models.discovery.score import PENALTY, Score, members_of
+from causaldao.models.discovery.score import PENALTY, Score
 from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of, extension, shd
@@ -199,20 +198,6 @@ def test_weighing_noise_finds_more_than_a_flat_penalty(
     monkeypatch.setattr(Score, "_weigh", lambda self, j, sets: np.full(len(sets), float(len(sets[0]))))
     assert weighed < min(distance(2.0), distance(8.0)) / 2
     assert weighed < 6
-
-
-@pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
-    """Every (parent, child) that a score was computed for."""
-    seen: set[tuple[int, int]] = set()
-    given = Score._given
-
-    def spy(self: Any, j: int, parents: int, columns: list[int]) -> Any:
-        seen.update((i, j) for i in [*members_of(parents), *columns])
-        return given(self, j, parents, columns)
-
-    monkeypatch.setattr(Score, "_given", spy)
-    return seen
 
 
 def test_a_forbidden_parent_is_never_scored(scored: set[tuple[int, int]]) -> None:

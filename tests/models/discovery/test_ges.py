@@ -206,20 +206,6 @@ def test_noise_is_not_taken_for_edges() -> None:
     assert blind > 0.5 * runs
 
 
-@pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
-    """Every (parent, child) that a score was computed for."""
-    seen: set[tuple[int, int]] = set()
-    given = Score._given
-
-    def spy(self: Any, j: int, parents: int, columns: list[int]) -> Any:
-        seen.update((i, j) for i in [*members_of(parents), *columns])
-        return given(self, j, parents, columns)
-
-    monkeypatch.setattr(Score, "_given", spy)
-    return seen
-
-
 def test_a_forbidden_parent_is_never_scored(scored: set[tuple[int, int]]) -> None:
     rng = np.random.default_rng(1)
     evidence = Evidence.from_data(sample(rng, weights(rng, 8, 3), 500))
