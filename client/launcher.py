@@ -79,7 +79,14 @@ class Launcher:
         self._tasks = self._client(signed, 0.0)
 
     def run(self, stop: threading.Event) -> None:
-        """Answer tasks until told to stop; a task that goes wrong is reported, and the next one is taken."""
+        """Answer tasks until told to stop; a task that goes wrong is reported, and the next one is taken.
+
+        In the main thread only: Flower's heartbeat interrupts it when a task is no longer ours.
+        """
+        with _interrupted():
+            self._run(stop)
+
+    def _run(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 token = self._acquire()
@@ -170,6 +177,16 @@ class _Bounded:
     def ConfirmMessageReceived(self, request: ConfirmMessageReceivedRequest) -> ConfirmMessageReceivedResponse:
         check_objects(request.message_object_id, self._objects, MAX_UNPACKED_BYTES, MAX_REQUEST_OBJECTS)
         return self._client.ConfirmMessageReceived(request)
+
+
+@contextmanager
+def _interrupted() -> Iterator[None]:
+    """SIGINT is a KeyboardInterrupt: a process that a script started in the background would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

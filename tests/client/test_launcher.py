@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -219,8 +219,16 @@ def test_an_app_that_raises_ends_the_launcher_or_seems_to_have_answered(world: W
     assert not world.node.said("4711")
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["in front", "in the background"])
+def started(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """What SIGINT does as the process begins: a shell's script starts those in the background with it ignored."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield request.param
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_task_that_the_supernode_gave_up_ends_the_launcher(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: World, started: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Flower's heartbeat says so by an interrupt of the main thread, in the midst of the work."""
     calls: list[float] = []
@@ -247,7 +255,7 @@ def test_a_task_that_the_supernode_gave_up_ends_the_launcher(
     assert "the task was given up" in caplog.text
     assert world.told == ["answered"]
     assert world.node.outputs == [(SubStatus.COMPLETED, True)]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is started
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"Message 99999999999\0", b"ConfigRecord 3\0abc"])
