@@ -18,6 +18,7 @@ from causaldao.aggregation.geometry import Geometry
 from causaldao.aggregation.gram_rules import equal
 
 _ONE_POINT = 1e-12  # a top eigenvalue that is nothing but rounding, in squared distances from the centre
+_HARMLESS = 4.0  # η: how many times the smallest top eigenvalue a step of CAF may have whose mean counts
 _MDA_FAULTS = 14  # 2^14 leaves of the search, a third of a second
 _SMEA_SUBSETS = 20_000  # eigenvalues of so many matrices of 20 rows take about a second
 
@@ -26,15 +27,17 @@ def caf(geometry: Geometry, faulty: int) -> Tensor:
     """Covariance-bound-agnostic filter (Allouah et al. 2025, arXiv:2505.01874), with exact top eigenvectors.
 
     All rows have c = 1. While Σc > n - 2f: find the top eigenvector of the weighted covariance; take from every c the
-    share that the row's squared projection has of the largest one. The answer is the weighted mean whose covariance
-    had the smallest top eigenvalue. The farthest row loses all its weight, so at most 2f steps are made whatever the
-    norms.
+    share that the row's squared projection has of the largest one. The farthest row loses all its weight, so at most
+    2f steps are made whatever the norms. The paper answers with the weighted mean whose covariance had the smallest
+    top eigenvalue, which is mostly the last: by then 2f rows' weight is gone, honest members' who differ with it. Here
+    the answer is the mean of all those weighted means whose top eigenvalue was at most η = 4 times the smallest, so
+    that a row keeps weight for every step which it stayed in without harm (docs/adr/0027-the-answer-of-caf.md).
 
     n ≥ 2f + 1. Bounded in spectral norm, free of dimension: for n > 3f, ‖F - x̄‖² ≤ κλ with
-    κ = (√(2(n - f)f / ((n - 2f)(n - 3f))) + √(2f/(n - 3f)))². (Ours: at the first step where the honest lose more
-    than the liars, the top eigenvalue is at most 2(n - f)/(n - 2f)·λ, and the answer's is no larger; two weighted
-    means whose weights overlap are as near as their covariances say.) For 2f < n ≤ 3f we have no constant. O(f n³).
-    Nothing to tune.
+    κ = (√(2η(n - f)f / ((n - 2f)(n - 3f))) + √(2f/(n - 3f)))². (Ours: at the first step where the honest lose more
+    than the liars, the top eigenvalue is at most 2(n - f)/(n - 2f)·λ, and each mean's in the answer is at most η times
+    that; two weighted means whose weights overlap are as near as their covariances say; a mean of points in a ball is
+    in it.) For 2f < n ≤ 3f we have no constant. O(f n³). Nothing to tune.
     """
     return _caf(geometry, faulty)[0]
 
@@ -43,27 +46,27 @@ def caf_kappa(n: int, f: int) -> float | None:
     """The κ of `caf`, None for 0 < n ≤ 3f."""
     if n <= 3 * f:
         return None
-    return (math.sqrt(2 * (n - f) * f / ((n - 2 * f) * (n - 3 * f))) + math.sqrt(2 * f / (n - 3 * f))) ** 2
+    return (math.sqrt(2 * _HARMLESS * (n - f) * f / ((n - 2 * f) * (n - 3 * f))) + math.sqrt(2 * f / (n - 3 * f))) ** 2
 
 
 def _caf(geometry: Geometry, faulty: int) -> tuple[Tensor, int]:
     """CAF's weights and the number of eigenvectors that it took."""
     n = geometry.rows
     share = torch.ones(n, dtype=torch.float64)
-    best, smallest, steps = share / n, math.inf, 0
+    tops, means = list[float](), list[Tensor]()
     while float(share.sum()) > n - 2 * faulty:
         rows = share.nonzero()[:, 0]
         value, spread = _top(geometry.gram[rows][:, rows], share[rows])
-        steps += 1
-        if value < smallest:
-            best, smallest = share / share.sum(), value
+        tops.append(value)
+        means.append(share / share.sum())
         # By weight: of two equal liars rounding may leave one a trace, whose size alone would make all else one point.
         if value <= _ONE_POINT * float((share * geometry.gram.diagonal()[:n]).max() / share.sum()):
             break
         share[rows] *= 1 - spread / spread.max()
     weights = torch.zeros(len(geometry.gram), dtype=torch.float64)
-    weights[:n] = best
-    return weights, steps
+    harmless = [mean for top, mean in zip(tops, means, strict=True) if top <= _HARMLESS * min(tops)]
+    weights[:n] = torch.stack(harmless).mean(dim=0) if harmless else share / n
+    return weights, len(tops)
 
 
 def _top(gram: Tensor, share: Tensor) -> tuple[float, Tensor]:
