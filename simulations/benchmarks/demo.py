@@ -40,7 +40,7 @@ def _variant(scenario: str, seeds: int, options: dict[str, Any]) -> dict[str, An
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             setting = Setting(10, options["liars"], options["attack"], seed)
-            runs.append(_line(seed, simulate(study, table, Path(folder) / "run", setting)))
+            runs.append(line(seed, simulate(study, table, Path(folder) / "run", setting)))
     return {**_summary(runs), "runs": runs}
 
 
@@ -53,7 +53,8 @@ def _moved(honest: list[dict[str, Any]], quiet: list[dict[str, Any]]) -> dict[st
     return {"moved_median": median(moved), "moved_most": max(moved), "moved_within_bound": within}
 
 
-def _line(seed: int, result: dict[str, Any]) -> dict[str, Any]:
+def line(seed: int, result: dict[str, Any]) -> dict[str, Any]:
+    """What a run of the demo's study came to: its one effect beside the pooled one, its accused beside its liars."""
     (effect,) = result["effects"]
     low, high = effect["interval"]
     return {

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from causaldao.errors import MisuseError
+from causaldao.simulations.attacks import ATTACKS
 from causaldao.simulations.benchmarks import aggregation, byzfl, run
 from causaldao.simulations.benchmarks.demo import VARIANTS
 from causaldao.simulations.benchmarks.ledger import file_system
 from causaldao.simulations.benchmarks.scale import descendants
+from tests.counts import count
 
 
 def test_the_engine_is_measured_without_its_peer() -> None:
@@ -30,6 +32,19 @@ def test_the_demo_hides_what_the_mean_does() -> None:
     assert (found["rule"]["negative"], found["mean"]["negative"]) == (1, 0)
     assert found["rule"]["accused_are_the_liars"] == 1
     assert found["quiet"]["moved_most"] <= found["quiet"]["runs"][0]["bound"]
+
+
+def test_an_attack_leads_the_demo_astray_or_casts_blame_on_the_honest() -> None:
+    tried = tuple(ATTACKS) if count(0, 1) else ("foe-optimised",)
+    found = run("attacks", attacks=tried)
+    assert found["of"] == len(tried) + 1
+    assert [run["attack"] for run in found["runs"] if not run["covers"]] == []
+    assert [run["attack"] for run in found["runs"] if not set(run["accused"]) <= set(run["liars"])] == []
+    control, *attacked = found["runs"]
+    assert (control["attack"], control["liars"], control["accused"]) == ("none", [], [])
+    for run_ in attacked:
+        assert len(run_["liars"]) == 3
+        assert [entry["round"] for entry in run_["rounds"]] == [entry["round"] for entry in control["rounds"]]
 
 
 def test_the_scale_forgets_a_process() -> None:

@@ -1,0 +1,57 @@
+"""The demo's study under every attack in turn, three liars among twelve, and once with nobody lying.
+
+For each: whether the interval covers the pooled estimate, who was accused or put aside, and who was left out or weighed
+down in each round of training. The split, the liars and the noise are those of the seed, the same for every attack.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from causaldao.simulations.attacks import ATTACKS
+from causaldao.simulations.benchmarks.demo import line
+from causaldao.simulations.federation import Setting, simulate
+from causaldao.simulations.scenarios import load_study, load_table
+
+MEMBERS, LIARS = 12, 3
+NONE = "none"
+
+
+def measure(*, seeds: int = 1, attacks: Sequence[str] = tuple(ATTACKS), scenario: str = "rand-hie") -> dict[str, Any]:
+    """Every attack and the clean control, with the seeds 0 to ``seeds`` - 1, and what they come to."""
+    study, table = load_study(Path(scenario), faulty=LIARS), load_table(scenario)
+    runs = []
+    for attack in (NONE, *attacks):
+        sys.stderr.write(f"{attack}\n")
+        for seed in range(seeds):
+            setting = Setting(MEMBERS, 0 if attack == NONE else LIARS, "forge" if attack == NONE else attack, seed)
+            with tempfile.TemporaryDirectory() as folder:
+                result = simulate(study, table, Path(folder) / "run", setting)
+            runs.append({"attack": attack, **line(seed, result), **_judged(result)})
+    return {
+        "scenario": scenario,
+        "members": MEMBERS,
+        "liars": LIARS,
+        "seeds": seeds,
+        "attacks": list(attacks),
+        "runs": runs,
+        "interval_covers_pooled": sum(run["covers"] for run in runs),
+        "no_honest_accused": sum(set(run["accused"]) <= set(run["liars"]) for run in runs),
+        "of": len(runs),
+    }
+
+
+def _judged(result: dict[str, Any]) -> dict[str, Any]:
+    """Members that did not end well, by what became of them, and whom each round of training held back."""
+    states = {member["status"] for member in result["members"]} - {"ok"}
+    return {
+        "members": {state: [m["name"] for m in result["members"] if m["status"] == state] for state in sorted(states)},
+        "rounds": [
+            {"round": entry["round"], "left_out": entry["excluded"], "weighed_down": entry.get("down_weighted", [])}
+            for entry in result["rounds"]
+        ],
+    }
