@@ -112,10 +112,12 @@ def aggregate(
     _check(updates)
     require(chosen, len(updates), faulty)
     point = _reference(chosen, updates, reference, state)
+    products = vector = None
     if chosen.uses_gram:
         survey, products = passes.gram(updates, point, "signs" in chosen.needs)
     else:
-        survey, products = passes.norms_and_finite(updates), None
+        assert chosen.combine is not None
+        survey, vector = passes.surveyed_by_columns(updates, chosen.combine, faulty)
     bad = tuple(k for k in range(len(updates)) if k not in survey.finite)
     if len(bad) > faulty and chosen.name != "mean":
         raise GuaranteeError(f"{len(bad)} updates are not finite, more than faulty = {faulty}: nothing is aggregated.")
@@ -123,8 +125,9 @@ def aggregate(
         raise GuaranteeError("No update is finite: nothing is aggregated.")
     left = max(faulty - len(bad), 0)
     if products is None:
-        assert chosen.combine is not None
-        vector = passes.by_columns(updates, survey, None, chosen.combine, left)
+        if vector is None:
+            assert chosen.combine is not None
+            vector = passes.by_columns(updates, survey, None, chosen.combine, left)
         return Aggregate(vector, None, bad, bad, survey.norms, None)
     rows = list(survey.finite)
     signs = None if survey.signs is None else survey.signs[rows]

@@ -3,7 +3,8 @@
 Chunks hold at most a twentieth of the columns, so that the extra memory stays under a tenth of the input, and stay in
 the processor's cache. Sums across chunks are kept in float64; within a chunk float32 rows are multiplied in float32
 where their norms allow it, which costs 1e-6 of the norms of the *centred* rows and halves the time, and in float64
-where they do not. The same rows in the same order give the same bits on one machine.
+where they do not. The same rows in the same order give the same bits on one machine with one
+number of threads.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +21,12 @@ from causaldao.aggregation.coordinates import COLUMNS
 _CHUNK = 1 << 14  # columns: 20 rows of float32 fill a megabyte; measured flat from 8,000 to 32,000
 _LEAST_CHUNK = 1 << 10  # below it calls cost more than the work, and a tenth of the input is nothing
 _LARGEST_NORM = 2.0**500  # 3e150: squares and their sums over the points stay finite in float64
+_FEW = 16  # rows
 _FAR = 4.0  # times as far or as long as it could be: then the centre of the Gram matrix is another row
 _SINGLE = (1e-9, 1e15)  # norms whose products neither vanish nor overflow in float32
+
+
+Combine = Callable[[Tensor, int, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,6 @@ def spans(columns: int, largest: int = _CHUNK) -> Iterator[slice]:
     """Slices over the columns; at least one, also of no columns at all."""
     width = max(min(columns // 20, largest), _LEAST_CHUNK)
     return (slice(start, min(start + width, columns)) for start in range(0, max(columns, 1), width))
-
-
-def norms_and_finite(updates: Tensor, signs: bool = False) -> Survey:
-    """One read of the matrix: norms, which rows are finite, and the shares of signs if ``signs``."""
-    counts = _Counts(updates, signs)
-    for span in spans(updates.shape[1]):
-        counts.add(updates[:, span])
-    return counts.survey(updates)
 
 
 def gram(updates: Tensor, reference: Tensor | None = None, signs: bool = False) -> tuple[Survey, Tensor]:
@@ -161,11 +159,21 @@ def _centred(
         torch.neg(rows[middle], out=points[middle])
         if reference is not None:
             torch.sub(reference[span].to(rows), rows[middle], out=points[n])
-        total += (points @ points.T).to("cpu", torch.float64)
+        total += _squared(points).double()
     places = torch.tensor([n if k == middle else k for k in range(n)] + [n + 1] * extra)
     found = torch.zeros(n + 1 + extra, n + 1 + extra, dtype=torch.float64)
     found[places[:, None], places] = total[: n + extra, : n + extra]
     return (found + found.T) / 2
+
+
+def _squared(points: Tensor) -> Tensor:
+    """points @ pointsᵀ, on the CPU. NumPy sees that both are one matrix and has BLAS make one triangle only (syrk): a
+    quarter less time at 20 rows, half at 100; up to 16 PyTorch is about as fast. What overflows, the survey tells."""
+    if points.device.type == "cpu" and len(points) > _FEW:
+        held = points.numpy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            return torch.from_numpy(held @ held.T)
+    return (points @ points.T).cpu()
 
 
 def weighted(updates: Tensor, weights: Tensor, survey: Survey) -> Tensor:
@@ -182,21 +190,41 @@ def weighted(updates: Tensor, weights: Tensor, survey: Survey) -> Tensor:
 
 
 def by_columns(
-    updates: Tensor, survey: Survey, mixing: Tensor | None, combine: Callable[[Tensor, int], Tensor], faulty: int
+    updates: Tensor, survey: Survey, mixing: Tensor | None, combine: Combine, faulty: int, counts: _Counts | None = None
 ) -> Tensor:
-    """``combine`` of each coordinate over the finite rows, or over their (r, n) mixtures, made chunk by chunk."""
-    single = updates.dtype != torch.float64 and survey.single
-    dtype = torch.float32 if single else torch.float64
+    """``combine`` of each coordinate over the finite rows, or over their (r, n) mixtures, made chunk by chunk.
+
+    ``counts`` looks at the same chunks.
+    """
+    dtype = torch.float32 if updates.dtype != torch.float64 and survey.single else torch.float64
     mixer = None if mixing is None else mixing.to(updates.device, dtype)
     rows = len(survey.finite) if mixing is None else len(mixing)
     largest = COLUMNS * torch.get_num_threads()
     buffer = torch.empty(rows, next(spans(updates.shape[1], largest)).stop, dtype=dtype, device=updates.device)
 
     def combined(chunk: Tensor) -> Tensor:
+        if counts is not None:
+            counts.add(chunk)
         kept, own = _rows(chunk, survey.finite), buffer[:, : chunk.shape[1]]
-        return combine(own.copy_(kept) if mixer is None else torch.mm(mixer, kept.to(dtype), out=own), faulty)
+        if mixer is not None:
+            return combine(torch.mm(mixer, kept.to(dtype), out=own), faulty, None)
+        if kept.dtype == dtype and kept.stride(1) == 1:
+            return combine(own, faulty, kept)
+        return combine(own.copy_(kept), faulty, None)
 
     return _gathered(updates, spans(updates.shape[1], largest), combined)
+
+
+def surveyed_by_columns(updates: Tensor, combine: Combine, faulty: int) -> tuple[Survey, Tensor | None]:
+    """The survey and ``combine`` of each coordinate in one pass; None for the latter if a row is not finite, or too
+    long for float32, and all was in vain."""
+    every = torch.ones(len(updates), dtype=torch.float64)
+    hoped = Survey(every, tuple(range(len(updates))))
+    counts = _Counts(updates, signs=False)
+    vector = by_columns(updates, hoped, None, combine, faulty, counts)
+    survey = counts.survey(updates)
+    held = survey.finite == hoped.finite and (survey.single or updates.dtype == torch.float64)
+    return survey, vector if held else None
 
 
 def _gathered(updates: Tensor, chunks: Iterator[slice], make: Callable[[Tensor], Tensor]) -> Tensor:

@@ -18,13 +18,13 @@ from torch import Tensor
 from causaldao.aggregation import coordinates, filters, gram_rules, mixing
 from causaldao.aggregation.geometry import Geometry
 from causaldao.aggregation.gram_rules import krum_scores
+from causaldao.aggregation.passes import Combine
 from causaldao.errors import GuaranteeError, MisuseError
 
 __all__ = ["DEFAULT", "PRE", "RULES", "Rule", "Step", "by_name", "faults_left", "is_rule", "krum_scores", "require"]
 
 Weigh = Callable[[Geometry, int], Tensor]
 Mix = Callable[[Geometry, int, torch.Generator | None], Tensor]
-Combine = Callable[[Tensor, int], Tensor]
 Need = Literal["reference", "state", "generator", "signs"]
 
 DEFAULT = "arc+caf"
@@ -55,7 +55,7 @@ class Rule:
     """A rule by name. ``least(f)`` is the smallest n that bears f faults; exactly one of the two functions is given.
 
     weigh : geometry, f -> (m,) float64 weights of the points that sum to 1.
-    combine : columns (r, c), f -> (c,); it may use the columns as scratch.
+    combine : columns (r, c), f, None -> (c,), with the columns as scratch; or scratch, f, columns.
     before : the steps before it, in order.
     kappa : n, f -> κ, None where there is none.
     needs : "reference", a trusted update; "state", the aggregate of the round before (may be left out in the first);

@@ -144,11 +144,30 @@ def test_the_whole_network_leaves_some_zeros_and_ones_unsorted(r: int) -> None:
     assert bool((columns[1:] >= columns[:-1]).all())
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_source_is_written_to_or_gives_another_answer(rule: Rule, threads: int) -> None:
+    """NumPy's network on one thread, PyTorch's on two, and sorting where columns are few."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for r in (*range(1, 14), 33, 101):
+            for columns in (3, 7000):
+                source = torch.randn(r, columns, generator=torch.Generator().manual_seed(r))
+                for f in range(0, borne(rule, r) + 1, 3):
+                    kept, scratch = source.clone(), torch.full_like(source, torch.nan)
+                    found = rule(scratch, f, source)
+                    assert torch.equal(source, kept)
+                    assert torch.equal(found, rule(kept.clone(), f))
+    finally:
+        torch.set_num_threads(before)
+
+
 def labelled(r: int, f: int) -> list[tuple[int, ...]]:
     """The labels that the rules ask for, as seen by `_ordered`."""
     asked: list[tuple[int, ...]] = []
 
-    def spy(chunk: Tensor, labels: tuple[int, ...]) -> list[Tensor]:
+    def spy(chunk: Tensor, labels: tuple[int, ...], source: Tensor | None = None) -> list[Tensor]:
         asked.append(labels)
         return list(chunk.sort(dim=0).values.unbind(0))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from causaldao.aggregation import passes
-from causaldao.aggregation.coordinates import trimmed_mean
+from causaldao.aggregation.coordinates import coordinate_median, trimmed_mean
 
 WIDE = 50_003  # several chunks, the last one shorter
 
@@ -57,9 +57,9 @@ def test_signs_are_miscounted() -> None:
     rows[:, ::3] = 0
     rows[2] = -0.0
     expected = torch.stack([(rows > 0), (rows == 0), (rows < 0)], dim=2).double().mean(dim=1)
-    for found in (passes.norms_and_finite(rows, signs=True).signs, passes.gram(rows, signs=True)[0].signs):
-        assert found is not None
-        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-12)
+    found = passes.gram(rows, signs=True)[0].signs
+    assert found is not None
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [1e-40, 1e-25, 1e-12, 1e12, 1e18, 1e30, 3e38])
@@ -100,7 +100,9 @@ def test_a_row_that_is_not_finite_gets_into_the_gram_matrix(bad: float) -> None:
 def test_float64_rows_beyond_all_squares_count_as_finite() -> None:
     rows = _rows(4, 30).double()
     rows[0], rows[1], rows[2, 0] = 1e154, 1e308, 1e149
-    assert passes.norms_and_finite(rows).finite == (2, 3)
+    survey, vector = passes.surveyed_by_columns(rows, coordinate_median, 1)
+    assert survey.finite == passes.gram(rows)[0].finite == (2, 3)
+    assert vector is None
 
 
 def test_a_liar_of_median_norm_costs_the_digits_of_the_others() -> None:
@@ -135,7 +137,7 @@ def test_a_liar_looks_short_in_the_first_chunk() -> None:
 def test_a_weighted_sum_or_a_mixture_is_another(dtype: torch.dtype) -> None:
     rows = _rows().to(dtype)
     rows[4, 77] = torch.nan
-    survey = passes.norms_and_finite(rows)
+    survey, _ = passes.gram(rows)
     weights = torch.tensor([0.1, 0.2, 0, 0.3, 0, 0.4, 1e-30], dtype=torch.float64)
     kept = rows[[0, 1, 2, 3, 5, 6]].double()
     expected = weights[[0, 1, 2, 3, 5, 6]] @ kept
