@@ -168,8 +168,9 @@ def _centred(
 
 def _squared(points: Tensor) -> Tensor:
     """points @ pointsᵀ, on the CPU. NumPy sees that both are one matrix and has BLAS make one triangle only (syrk): a
-    quarter less time at 20 rows, half at 100; up to 16 PyTorch is about as fast. What overflows, the survey tells."""
-    if points.device.type == "cpu" and len(points) > _FEW:
+    quarter less time at 20 rows, half at 100; up to 16 PyTorch is about as fast. With more threads those of the two
+    libraries would wait for each other, thirty times as long as the work takes. What overflows, the survey tells."""
+    if points.device.type == "cpu" and len(points) > _FEW and torch.get_num_threads() == 1:
         held = points.numpy()
         with np.errstate(over="ignore", invalid="ignore"):
             return torch.from_numpy(held @ held.T)
