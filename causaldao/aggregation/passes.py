@@ -201,6 +201,8 @@ def by_columns(
     mixer = None if mixing is None else mixing.to(updates.device, dtype)
     rows = len(survey.finite) if mixing is None else len(mixing)
     largest = COLUMNS * torch.get_num_threads()
+    if mixer is not None:  # a product packs its operands, and so holds twice as much
+        largest = min(largest, updates.shape[1] // 32)
     buffer = torch.empty(rows, next(spans(updates.shape[1], largest)).stop, dtype=dtype, device=updates.device)
 
     def combined(chunk: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -107,7 +108,10 @@ def measure(
         for rule in (*cell.rules, *(peers() if cell.with_peer else ()))
         for seed in range(seeds)
     ]
-    found = dict(zip(works, _results(works, processes), strict=True))
+    found = dict[_Work, dict[str, dict[str, float]]]()
+    for work, outcome in zip(works, _results(works, processes), strict=True):
+        found[work] = outcome
+        sys.stderr.write(f"robustness: {len(found)} of {len(works)}, {work.cell.data} under {work.rule}\n")
     described = [_described(cell, seeds, attacks, rounds, found) for cell in cells]
     result = {
         "members": MEMBERS,
