@@ -47,7 +47,7 @@ COMMANDS = {
     "audit": ("causaldao.cli", "audit_app", "Recompute every decision in a bundle; name what does not follow."),
     "discover": ("causaldao.client.questions", "discover_app", "Find a causal graph in one table."),
     "identify": ("causaldao.models.cli", "identify_app", "Say whether a graph settles an effect, and by what formula."),
-    "effect": ("causaldao.client.questions", "effect_app", "Estimate the average effect of a treatment."),
+    "effect": ("causaldao.client.effects", "effect_app", "Estimate the average effect of a treatment."),
     "do": ("causaldao.client.questions", "do_app", "Ask a run's model what happens under an intervention."),
     "counterfactual": ("causaldao.client.questions", "counterfactual_app", "What would have happened to one record."),
 }

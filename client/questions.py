@@ -1,4 +1,4 @@
-"""Questions to one table or to a finished run: `causaldao discover`, `effect`, `do`, `counterfactual`."""
+"""Questions to one table or to a finished run: `causaldao discover`, `do`, `counterfactual`; `effects` has `effect`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import typer
 
 from causaldao.console import command
 from causaldao.errors import ConfigurationError, DataError, MisuseError
-from causaldao.models.cli import PAG, read_graph
+from causaldao.models.cli import PAG
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from causaldao.models.effects import Effect
     from causaldao.models.scm import NeuralSCM
 
 discover_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-effect_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 do_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 counterfactual_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -55,35 +53,12 @@ def discover(
         options: dict[str, Any] = {"alpha": alpha} if method in ("pc", "fci", "rfci") else {}
         if method == "boss":
             options = {"generator": torch.Generator().manual_seed(seed)}
-        graph = discover(Evidence.from_data(_table(data)), method, known, **options)
+        graph = discover(Evidence.from_data(read_table(data)), method, known, **options)
         found = graph.to_json() | ({"kind": PAG} if method in ("fci", "rfci") else {})
         if out is not None:
             _write(out, json.dumps(found, indent=1))
         edges = "\n".join(str(edge) for edge in sorted(graph.edges)) or "no edges"
         output.emit({"method": method, "graph": found}, edges)
-
-
-@effect_app.command()
-def effect(
-    source: Annotated[Path, typer.Argument(help="A CSV or Parquet file, or the folder of a run.")],
-    treatment: Annotated[str, typer.Option(help="The variable that is set.")],
-    outcome: Annotated[str, typer.Option(help="The variable that answers.")],
-    graph: Annotated[
-        Path | None, typer.Option(help="A graph (JSON, from discover --out or a run) that says what to adjust for.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """The average effect of a treatment, with its standard error and interval."""
-    with command(as_json) as output:
-        if source.is_dir() and graph is not None:
-            raise MisuseError("A run has its own graph: leave out --graph, or give the table instead of the run.")
-        found = (
-            _run_effects(source, treatment, outcome)
-            if source.is_dir()
-            else _table_effects(source, graph, treatment, outcome)
-        )
-        notes = _effect_notes(found, source, graph)
-        output.emit({"effects": found, "notes": notes}, "\n".join([*map(_effect_line, found), *notes]))
 
 
 @do_app.command("do")
@@ -140,36 +115,6 @@ def counterfactual(
         output.emit({"variables": both, "notes": notes}, "\n".join([*lines, *notes]))
 
 
-def _effect_line(found: dict[str, Any]) -> str:
-    if found["estimate"] is None:
-        return f"{found['treatment']} -> {found['outcome']}: no answer ({found['no_answer']})"
-    low, high = found["interval"]
-    given = ", ".join(found["adjustment"]) or "nothing"
-    line = (
-        f"{found['treatment']} -> {found['outcome']} given {given}: {found['estimate']:+.4f} [{low:+.4f}, {high:+.4f}]"
-    )
-    return line + ("  (no causal path in the graph)" if found.get("graph_implies_zero") else "")
-
-
-def _effect_notes(found: list[dict[str, Any]], source: Path, graph: Path | None) -> list[str]:
-    """What must be known to read the numbers rightly."""
-    notes = []
-    if graph is None and not source.is_dir():
-        notes.append(
-            "note: nothing was adjusted for, so this is an association; it is an effect only if the treatment was "
-            "drawn by lot. Give --graph to adjust."
-        )
-    if len(found) == 1 and found[0].get("graph_implies_zero"):
-        notes.append(
-            "note: the graph has no causal path from treatment to outcome, which would make the effect zero; "
-            "the number is what the evidence gives, adjusted for the treatment's causes. "
-            "The graph may lack an edge for want of data."
-        )
-    if len(found) > 1:
-        notes.append("note: the graph leaves directions open; each line is the effect under some of them.")
-    return notes
-
-
 def _intervention_notes(model: NeuralSCM, chosen: dict[str, float], targets: list[str]) -> list[str]:
     """Where an answer is empty or far-fetched: no path to the target, or a value outside the study's bounds."""
     reached = model.graph.descendants(list(chosen))
@@ -189,7 +134,8 @@ def _intervention_notes(model: NeuralSCM, chosen: dict[str, float], targets: lis
     return notes
 
 
-def _table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of numbers; DataError names the columns that are none."""
     from causaldao.client.data.sources import read
 
     frame = read(path)
@@ -197,35 +143,6 @@ def _table(path: Path) -> pd.DataFrame:
     if wrong:
         raise DataError(f"The columns {wrong} of {path} are not numbers: drop them, or code them as 0 and 1.")
     return frame
-
-
-def _table_effects(source: Path, graph: Path | None, treatment: str, outcome: str) -> list[dict[str, Any]]:
-    from causaldao.models.discovery.evidence import Evidence
-    from causaldao.models.effects import average_effect, doubted, effect_set
-    from causaldao.models.pattern import nearest_extension
-
-    evidence = Evidence.from_data(_table(source))
-    if graph is None:
-        return [_effect(average_effect(evidence, treatment, outcome))]
-    pattern = read_graph(graph)
-    found = effect_set(evidence, pattern, treatment, outcome)
-    if len(found) == 1 and found[0].implied:  # no graph of the class has a causal path
-        found = (doubted(found[0], evidence, nearest_extension(pattern)[0]),)
-    return [_effect(effect) for effect in found]
-
-
-def _effect(found: Effect) -> dict[str, Any]:
-    described = {**vars(found), "adjustment": list(found.adjustment), "interval": list(found.interval)}
-    return {**described, "graph_implies_zero": described.pop("implied")}
-
-
-def _run_effects(run: Path, treatment: str, outcome: str) -> list[dict[str, Any]]:
-    result = _json(run / "result.json")
-    found = [e for e in result["effects"] if (e["treatment"], e["outcome"]) == (treatment, outcome)]
-    if not found:
-        asked = ", ".join(f"{e['treatment']} -> {e['outcome']}" for e in result["effects"]) or "none"
-        raise MisuseError(f"The run in {run} estimated no effect {treatment} -> {outcome}; it has: {asked}.")
-    return found
 
 
 def _model(run: Path) -> NeuralSCM:
@@ -259,7 +176,7 @@ def _assignments(texts: list[str]) -> dict[str, float]:
 
 
 def _row(path: Path, names: tuple[str, ...]) -> list[float]:
-    value = _json(path)
+    value = read_json(path)
     if not isinstance(value, dict) or set(value) != set(names):
         raise DataError(f"The record in {path} must be a JSON object with exactly the variables {', '.join(names)}.")
     wrong = [name for name in names if not _is_number(value[name])]
@@ -272,7 +189,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; ConfigurationError if it is none."""
     try:
         return json.loads(_text(path))
     except ValueError as error:

@@ -60,6 +60,11 @@ class Estimand:
         napkin graph, whose ratio is the same for each z)."""
         return tuple(sorted(free(self.expression) - {*self.treatment, *self.outcome, *self.conditions}))
 
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """All variables that are asked for or whose distribution the expression needs."""
+        return frozenset({*self.treatment, *self.outcome, *self.conditions}) | _mentioned(self.expression)
+
     @property
     def text(self) -> str:
         """The expression alone, as text."""

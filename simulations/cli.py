@@ -72,7 +72,8 @@ def bench(
             help="engine: cost of messages and rounds. demo: the demo over many seeds. scale: many members, inline "
             "and on Ray. wire: a round over gRPC, beside Flower's FedAvg. ledger: durable appends beside bare SQLite, "
             "and a large ledger verified. aggregation: robust rules beside byzfl and Flower, in reads of the matrix. "
-            "robustness: rules against attacks on real data. attacks: the demo's study under every attack."
+            "robustness: rules against attacks on real data. attacks: the demo's study under every attack. "
+            "effects: real data with an answer of its own (NHEFS, LaLonde)."
         ),
     ],
     members: Annotated[int | None, typer.Option(help="Members of the federation (engine, scale).")] = None,

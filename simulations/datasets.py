@@ -3,12 +3,19 @@
 `rand-hie` is the RAND Health Insurance Experiment as statsmodels ships it (20,190 person-years): Newhouse et
 al. (1993), "Free for All? Lessons from the RAND Health Insurance Experiment"; the extract of Deb and Trivedi
 (2002), "The structure of demand for health care", Journal of Health Economics 21(4).
+
+From files of the package `causaldata` (MIT), none of whose code is run: `nhefs`, the follow-up of a national survey in
+which some quit smoking (Hernán & Robins, "Causal Inference: What If", chapters 12-15); `nsw` and `cps`, the National
+Supported Work experiment and comparison rows of a survey (LaLonde, American Economic Review 76, 1986; Dehejia & Wahba,
+JASA 94, 1999).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -34,7 +41,8 @@ def load(name: str) -> pd.DataFrame:
     """Return the data set `name`, one row per record, columns in a fixed order, no missing values.
 
     `rand-hie`: (20190, 10). `physical_limitation` lies in [0, 1] but is not a flag: 1,052 rows hold imputed
-    values.
+    values. `nhefs`: (1566, 16), complete records; `quit` 0 or 1, `weight_gain` in kg from 1971 to 1982, and what is
+    to be adjusted for, with levels as columns of 0 and 1. `nsw`: (445, 10), `cps`: (15992, 10), earnings in dollars.
 
     Raises:
         MisuseError: there is no data set of that name; the message lists the names there are.
@@ -114,6 +122,33 @@ def _rand_hie() -> pd.DataFrame:
     return frame[list(_RAND_HIE_NAMES)].rename(columns=_RAND_HIE_NAMES)
 
 
+def _causaldata(name: str) -> pd.DataFrame:
+    found = find_spec("causaldata")
+    if found is None or found.origin is None:
+        raise ConfigurationError(
+            "These data are part of causaldata, which is not installed: pip install causaldata (1.3 MB of tables)."
+        )
+    return pd.read_stata(Path(found.origin).parent / name / f"{name}.dta")
+
+
+def _nhefs() -> pd.DataFrame:
+    raw = _causaldata("nhefs_complete")
+    plain = {"qsmk": "quit", "wt82_71": "weight_gain", "age": "age", "wt71": "weight"}
+    plain |= {"smokeintensity": "cigarettes", "smokeyrs": "years_smoked"}
+    frame = raw[list(plain)].rename(columns=plain).astype(np.float64)
+    for name, levels in (("sex", 2), ("race", 2), ("education", 5), ("exercise", 3), ("active", 3)):
+        codes = raw[name].astype("category").cat.codes.to_numpy()
+        if codes.min() < 0 or codes.max() + 1 != levels:
+            raise DataError(f"{name} of nhefs has {codes.max() + 1} levels, expected {levels}: another causaldata?")
+        for level in range(1, levels):
+            frame[f"{name}_{level}" if levels > 2 else name] = (codes == level).astype(np.float64)
+    return frame
+
+
+def _earnings(name: str) -> pd.DataFrame:
+    return _causaldata(name).drop(columns="data_id").astype(np.float64)
+
+
 def _geometric(rows: int, members: int, ratio: float) -> list[int]:
     if members < 1:
         raise MisuseError(f"members={members}: a federation needs at least 1.")
@@ -133,5 +168,10 @@ def _stated(rows: int, sizes: Sequence[int]) -> list[int]:
     return list(sizes)
 
 
-_LOADERS: Mapping[str, Callable[[], pd.DataFrame]] = {"rand-hie": _rand_hie}
+_LOADERS: Mapping[str, Callable[[], pd.DataFrame]] = {
+    "rand-hie": _rand_hie,
+    "nhefs": _nhefs,
+    "nsw": lambda: _earnings("nsw_mixtape"),
+    "cps": lambda: _earnings("cps_mixtape"),
+}
 NAMES = tuple(sorted(_LOADERS))

@@ -9,7 +9,7 @@ from typing import Any
 
 from causaldao.errors import MisuseError
 
-NAMES = ("engine", "demo", "scale", "wire", "ledger", "aggregation", "robustness", "attacks")
+NAMES = ("engine", "demo", "scale", "wire", "ledger", "aggregation", "robustness", "attacks", "effects")
 
 
 def run(name: str, **options: Any) -> dict[str, Any]:

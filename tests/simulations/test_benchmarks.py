@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,20 @@ def test_an_unknown_benchmark_is_run() -> None:
 def test_an_option_that_a_benchmark_does_not_have_is_dropped_in_silence() -> None:
     with pytest.raises(MisuseError, match="has no option entries"):
         run("engine", entries=3)
+
+
+@pytest.mark.skipif(find_spec("causaldata") is None, reason="causaldata, which has the tables, is in the extra `dev`")
+def test_real_rows_contradict_the_textbook() -> None:
+    """Hernán & Robins: quitting smoking adds 3.4 kg by weighting and 3.5 kg by standardisation."""
+    found = run("effects", repeats=5)
+    nhefs = found["nhefs"]
+    assert nhefs["unadjusted"] == pytest.approx(2.54, abs=0.005)
+    for name in ("g-formula 1", "ipw 1", "aipw 1", "aipw 2"):
+        assert nhefs[name]["estimate"] == pytest.approx(3.4, abs=0.3), name
+        assert nhefs[name]["interval"][0] < 3.4 < nhefs[name]["interval"][1]
+    assert nhefs["refutations"]["placebo treatment"]["passed"]
+    lalonde = found["lalonde"]
+    assert (lalonde["treated"], lalonde["controls"], lalonde["experiment"]) == (185, 15992, 1794.0)
+    assert lalonde["experiment_here"]["interval"][0] < 1794 < lalonde["experiment_here"]["interval"][1]
+    assert lalonde["unadjusted"] < -8000  # the adjusted ones are reported whatever they are
+    assert set(lalonde) >= {"g-formula 1", "ipw 1", "aipw 1", "earnings_before_training"}

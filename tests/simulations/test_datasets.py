@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -64,6 +65,23 @@ def test_a_missing_library_does_not_say_the_remedy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "statsmodels.datasets.randhie", None)
     with pytest.raises(ConfigurationError, match=r"causaldao\[demo\]"):
         datasets.load("rand-hie")
+
+
+def test_the_tables_of_causaldata_are_looked_for_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match="pip install causaldata"):
+        datasets.load("nhefs")
+
+
+@pytest.mark.skipif(find_spec("causaldata") is None, reason="causaldata, which has the tables, is in the extra `dev`")
+def test_the_rows_of_causaldata_are_not_those_of_the_source() -> None:
+    frame = datasets.load("nhefs")
+    assert frame.shape == (1566, 16)
+    assert frame.groupby("quit")["weight_gain"].mean().to_list() == pytest.approx([1.98, 4.53], abs=0.005)
+    trial = datasets.load("nsw")
+    assert (trial.shape, datasets.load("cps").shape) == ((445, 10), (15992, 10))
+    arms = trial.groupby("treat")["re78"].mean()
+    assert arms[1] - arms[0] == pytest.approx(1794.34, abs=0.01)
 
 
 @pytest.mark.parametrize(("rows", "members", "ratio"), [(20190, 10, 4.0), (997, 7, 2.5), (100, 1, 4.0), (90, 3, 1.0)])

@@ -1,0 +1,211 @@
+"""`causaldao effect`: of a finished run, as its study estimated it; or of one table, as a graph and a method say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from causaldao.client.questions import read_json, read_table
+from causaldao.console import command
+from causaldao.errors import MisuseError
+from causaldao.models.cli import read_graph
+
+if TYPE_CHECKING:
+    from causaldao.models.effects import Effect
+    from causaldao.models.estimation import TableEffect
+    from causaldao.models.refute import Refutation
+
+effect_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+_LINEAR = "linear"  # least squares from second moments, which also serves a class of graphs
+
+
+@effect_app.command()
+def effect(
+    source: Annotated[Path, typer.Argument(help="A CSV or Parquet file, or the folder of a run.")],
+    treatment: Annotated[str, typer.Option(help="The variable that is set.")],
+    outcome: Annotated[str, typer.Option(help="The variable that answers.")],
+    graph: Annotated[
+        Path | None, typer.Option(help="A graph (JSON, from discover --out or a run) that says what to adjust for.")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="linear (also over a class of graphs), or auto, g-formula, ipw, aipw, plm, front-door, 2sls, "
+            "mediation, plug-in. Left out: linear, or auto if the graph has two-headed edges."
+        ),
+    ] = "",
+    estimand: Annotated[
+        str, typer.Option(help="ate; att: among those treated; nde, nie: past the mediators, and through them.")
+    ] = "",
+    assume: Annotated[str, typer.Option(help="linear: allow instruments, which need it.")] = "",
+    family: Annotated[str, typer.Option(help="Of the outcome: linear, binary or count.")] = "",
+    mediator: Annotated[list[str] | None, typer.Option(help="Repeat it for several. Left out: all.")] = None,
+    instrument: Annotated[str, typer.Option(help="Left out: all that share their conditions.")] = "",
+    contrast: Annotated[str, typer.Option(help="FROM,TO: two values of the treatment.")] = "",
+    degree: Annotated[int | None, typer.Option(help="2: squares and products of what is adjusted for, too.")] = None,
+    trim: Annotated[float | None, typer.Option(help="Leave out rows with a score nearer to 0 or 1 than this.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of folds and refuters.")] = None,
+    control: Annotated[
+        list[str] | None, typer.Option(help="With --refute: an outcome that cannot be moved; repeat it for several.")
+    ] = None,
+    refute: Annotated[bool, typer.Option("--refute", help="Ask what could be wrong with it.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say by what formula and why.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")] = False,
+) -> None:
+    """The average effect of a treatment, with its standard error and interval."""
+    with command(as_json) as output:
+        given: dict[str, Any] = {
+            "estimand": estimand, "assume": assume, "family": family, "mediators": mediator, "instrument": instrument,
+            "contrast": _contrast(contrast), "degree": degree, "trim": trim, "seed": seed,
+        }  # fmt: skip
+        options = {name: value for name, value in given.items() if value not in ("", None, [])}
+        wants_rows = bool(options) or refute or explain or method not in ("", _LINEAR)
+        _require_sense(source, graph, method, wants_rows, options)
+        if control and not refute:
+            raise MisuseError("--control goes with --refute.")
+        if source.is_dir():
+            found, notes, lines = _moments(_run_effects(source, treatment, outcome), source, graph)
+        elif wants_rows or (not method and graph is not None and read_graph(graph).bidirected):
+            found, notes, lines = _rows(source, graph, treatment, outcome, method, options, control, refute, explain)
+        else:
+            found, notes, lines = _moments(_table_effects(source, graph, treatment, outcome), source, graph)
+        output.emit({"effects": found, "notes": notes}, "\n".join([*lines, *notes]))
+
+
+def _require_sense(source: Path, graph: Path | None, method: str, wants_rows: bool, options: dict[str, Any]) -> None:
+    if source.is_dir():
+        if graph is not None:
+            raise MisuseError("A run has its own graph: leave out --graph, or give the table instead of the run.")
+        if wants_rows or method:
+            raise MisuseError(
+                "A run's effects are as its study estimated them: give --method and the like with a table."
+            )
+    elif wants_rows:
+        if method == _LINEAR:
+            asked = ", ".join(sorted(options)) or "refute and explain"
+            raise MisuseError(f"--method linear takes no other option ({asked}): leave --method out, or take auto.")
+        if graph is None:
+            raise MisuseError("What to compare follows from a graph: give --graph, as discover --out writes it.")
+
+
+def _contrast(text: str) -> tuple[float, float] | None:
+    if not text:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise MisuseError(f"Expected --contrast FROM,TO, two numbers, but got {text!r}.") from None
+    return low, high
+
+
+Answer = tuple[list[dict[str, Any]], list[str], list[str]]
+
+
+def _moments(found: list[dict[str, Any]], source: Path, graph: Path | None) -> Answer:
+    return found, _effect_notes(found, source, graph), [_effect_line(one) for one in found]
+
+
+def _rows(
+    source: Path, graph: Path | None, treatment: str, outcome: str, method: str, options: dict[str, Any],
+    controls: list[str] | None, refute: bool, explain: bool,
+) -> Answer:  # fmt: skip
+    from causaldao.client.data.sources import read
+    from causaldao.models.estimation import CONDITIONAL, estimate_effect
+    from causaldao.models.refute import refute as refuted
+
+    if graph is None:
+        raise MisuseError("What to compare follows from a graph: give --graph, as discover --out writes it.")
+    drawn, table = read_graph(graph), read(source)
+    options = {**options, "method": method or "auto"}
+    tried: tuple[Refutation, ...] = ()
+    if refute:
+        found, tried = refuted(table, drawn, treatment, outcome, controls=controls or (), **options)
+    else:
+        found = estimate_effect(table, drawn, treatment, outcome, **options)
+    notes = [f"note: {sentence}" for sentence in (*found.warnings, CONDITIONAL)]
+    lines = [_rows_line(found)]
+    if explain:
+        lines += [f"  {sentence}" for sentence in (found.estimand, *found.why)]
+    lines += [_refutation_line(one) for one in tried]
+    described = {**found.to_json(), **({"refutations": [one.to_json() for one in tried]} if refute else {})}
+    return [described], notes, lines
+
+
+def _rows_line(found: TableEffect) -> str:
+    low, high = found.interval
+    given = f" given {', '.join(found.adjustment)}" if found.adjustment else ""
+    line = (
+        f"{found.treatment} -> {found.outcome}{given}: {found.estimate:+.4f} [{low:+.4f}, {high:+.4f}]  "
+        f"({found.kind} by {found.method}; {found.contrast}; n = {found.n})"
+    )
+    if found.risk_ratio is not None:
+        ratio, least, most = found.risk_ratio
+        line += f"; risk ratio {ratio:.3f} [{least:.3f}, {most:.3f}]"
+    return line + ("  (no causal path in the graph)" if found.implied else "")
+
+
+def _refutation_line(one: Refutation) -> str:
+    verdict = {True: "holds", False: "FAILS", None: "weigh"}[one.passed]
+    return f"  {verdict}  {one.name}: {one.number:.4g} ({one.done}); {one.means}."
+
+
+def _effect_line(found: dict[str, Any]) -> str:
+    if found["estimate"] is None:
+        return f"{found['treatment']} -> {found['outcome']}: no answer ({found['no_answer']})"
+    low, high = found["interval"]
+    given = ", ".join(found["adjustment"]) or "nothing"
+    line = (
+        f"{found['treatment']} -> {found['outcome']} given {given}: {found['estimate']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    )
+    return line + ("  (no causal path in the graph)" if found.get("graph_implies_zero") else "")
+
+
+def _effect_notes(found: list[dict[str, Any]], source: Path, graph: Path | None) -> list[str]:
+    """What must be known to read the numbers rightly."""
+    notes = []
+    if graph is None and not source.is_dir():
+        notes.append(
+            "note: nothing was adjusted for, so this is an association; it is an effect only if the treatment was "
+            "drawn by lot. Give --graph to adjust."
+        )
+    if len(found) == 1 and found[0].get("graph_implies_zero"):
+        notes.append(
+            "note: the graph has no causal path from treatment to outcome, which would make the effect zero; "
+            "the number is what the evidence gives, adjusted for the treatment's causes. "
+            "The graph may lack an edge for want of data."
+        )
+    if len(found) > 1:
+        notes.append("note: the graph leaves directions open; each line is the effect under some of them.")
+    return notes
+
+
+def _table_effects(source: Path, graph: Path | None, treatment: str, outcome: str) -> list[dict[str, Any]]:
+    from causaldao.models.discovery.evidence import Evidence
+    from causaldao.models.effects import average_effect, doubted, effect_set
+    from causaldao.models.pattern import nearest_extension
+
+    evidence = Evidence.from_data(read_table(source))
+    if graph is None:
+        return [_effect(average_effect(evidence, treatment, outcome))]
+    pattern = read_graph(graph)
+    found = effect_set(evidence, pattern, treatment, outcome)
+    if len(found) == 1 and found[0].implied:  # no graph of the class has a causal path
+        found = (doubted(found[0], evidence, nearest_extension(pattern)[0]),)
+    return [_effect(effect) for effect in found]
+
+
+def _effect(found: Effect) -> dict[str, Any]:
+    described = {**vars(found), "adjustment": list(found.adjustment), "interval": list(found.interval)}
+    return {**described, "graph_implies_zero": described.pop("implied")}
+
+
+def _run_effects(run: Path, treatment: str, outcome: str) -> list[dict[str, Any]]:
+    result = read_json(run / "result.json")
+    found = [e for e in result["effects"] if (e["treatment"], e["outcome"]) == (treatment, outcome)]
+    if not found:
+        asked = ", ".join(f"{e['treatment']} -> {e['outcome']}" for e in result["effects"]) or "none"
+        raise MisuseError(f"The run in {run} estimated no effect {treatment} -> {outcome}; it has: {asked}.")
+    return found
