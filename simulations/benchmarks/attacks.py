@@ -1,7 +1,7 @@
 """The demo's study under every attack in turn, three liars among twelve, and once with nobody lying.
 
-For each: whether the interval covers the pooled estimate, who was accused or put aside, and who was left out or weighed
-down in each round of training. The split, the liars and the noise are those of the seed, the same for every attack.
+For each: whether the interval covers the pooled estimate, and whether it does once the stated bound on liars within the
+noise is added; who was accused or put aside, and who was left out or weighed down in each round of training. The split, the liars and the noise are those of the seed, the same for every attack.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def measure(*, seeds: int = 1, attacks: Sequence[str] = tuple(ATTACKS), scenario
             setting = Setting(MEMBERS, 0 if attack == NONE else LIARS, "forge" if attack == NONE else attack, seed)
             with tempfile.TemporaryDirectory() as folder:
                 result = simulate(study, table, Path(folder) / "run", setting)
-            runs.append({"attack": attack, **line(seed, result), **_judged(result)})
+            found = line(seed, result)
+            reach = found["half_width"] + (found["bound"] or 0.0)
+            within = abs(found["estimate"] - found["pooled"]) <= reach
+            runs.append({"attack": attack, **found, "covers_with_bound": within, **_judged(result)})
     return {
         "scenario": scenario,
         "members": MEMBERS,
@@ -40,6 +43,7 @@ def measure(*, seeds: int = 1, attacks: Sequence[str] = tuple(ATTACKS), scenario
         "attacks": list(attacks),
         "runs": runs,
         "interval_covers_pooled": sum(run["covers"] for run in runs),
+        "interval_and_bound_cover_pooled": sum(run["covers_with_bound"] for run in runs),
         "no_honest_accused": sum(set(run["accused"]) <= set(run["liars"]) for run in runs),
         "of": len(runs),
     }
