@@ -1,7 +1,8 @@
 """The demo's study under every attack in turn, three liars among twelve, and once with nobody lying.
 
 For each: whether the interval covers the pooled estimate, and whether it does once the stated bound on liars within the
-noise is added; who was accused or put aside, and who was left out or weighed down in each round of training. The split, the liars and the noise are those of the seed, the same for every attack.
+noise is added; who was accused or put aside, and who was left out or weighed down in each round of training. The split,
+the liars and the noise are those of the seed, the same for every attack.
 """
 
 from __future__ import annotations
