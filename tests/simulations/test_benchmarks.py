@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from causaldao.errors import MisuseError
 from causaldao.simulations.attacks import ATTACKS
-from causaldao.simulations.benchmarks import aggregation, byzfl, run
+from causaldao.simulations.benchmarks import aggregation, byzfl, causal_unit, run
 from causaldao.simulations.benchmarks.demo import VARIANTS
 from causaldao.simulations.benchmarks.ledger import file_system
 from causaldao.simulations.benchmarks.scale import descendants
@@ -124,6 +125,61 @@ def test_aggregation_is_measured_on_a_device_that_is_not_there(monkeypatch: pyte
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(MisuseError, match="sees no CUDA device"):
         run("aggregation", device="cuda")
+
+
+def test_the_unit_is_measured_without_its_guesses_its_published_figures_or_a_word_of_progress(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(causal_unit, "NOISE", (0.5,))
+    variants = ("full", "no-cut", "head-alone")
+    options = {"rows": 200, "held_rows": 50, "steps": 60, "repeats": 3}
+    found = run("causal-unit", seeds=2, graphs=("fork",), variants=variants, **options)
+    fork = found["graphs"]["fork"]
+    assert set(fork) == {"learned", "untrained", "constant", "published"}
+    for scores in (fork["learned"], fork["untrained"], fork["constant"]):
+        low, high = scores["skeleton_f1"]["interval"]
+        assert low <= scores["skeleton_f1"]["mean"] <= high
+    assert set(found["ablations"]) == {"of", *variants}
+    assert found["ablations"]["head-alone"]["r2_change"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert found["ablations"]["full"] != found["ablations"]["no-cut"]
+    assert (set(found["multi"]), set(found["noise"]), set(found["forward"])) == (set("1234"), {"0.5"}, {"32", "1024"})
+    assert found["forward"]["32"]["mlp_parameters"] >= found["forward"]["32"]["parameters"]
+    assert len(found["aims"]) == 3 + 4
+    assert "fork, full, noise 1, seed 1" in capfd.readouterr().err
+    with pytest.raises(MisuseError, match="no graph ring; choose among chain"):
+        run("causal-unit", graphs=("ring",))
+    with pytest.raises(MisuseError, match="at least 2"):
+        run("causal-unit", seeds=1)
+
+
+def test_two_of_the_five_graphs_are_the_same() -> None:
+    adjacencies = []
+    for edges in causal_unit.GRAPHS.values():
+        adjacency = torch.zeros(6, 6)
+        adjacency[tuple(torch.tensor(edges).T)] = 1
+        adjacencies.append(adjacency)
+    assert all(causal_unit.structure(a, b)["shd"] > 0 for a in adjacencies for b in adjacencies if a is not b)
+
+
+def test_a_reversed_edge_is_right_or_a_missing_one_is_counted_twice() -> None:
+    true = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 0, 0]])
+    found = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 1, 0]])  # 0 -> 1 right, 0 -> 2 missing, 2 -> 1 too many
+    assert causal_unit.structure(found, true) == {"skeleton_f1": 0.5, "directed_f1": 0.5, "shd": 2}
+    turned = causal_unit.structure(true.T, true)
+    assert turned == {"skeleton_f1": 1, "directed_f1": 0, "shd": 2}
+    assert causal_unit.structure(true * 0, true) == {"skeleton_f1": 0, "directed_f1": 0, "shd": 2}
+
+
+def test_the_planted_model_moves_what_does_not_descend_or_passes_a_held_node() -> None:
+    truth = causal_unit.Truth.draw(causal_unit.GRAPHS["complex"], 1.0, torch.Generator().manual_seed(0))
+    noise = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    place = dict(enumerate(truth.order))
+    held = torch.zeros(5, 6, dtype=torch.bool)
+    held[:, place[1]] = held[:, place[3]] = True
+    free = torch.zeros_like(held)
+    before, after = truth.solve(noise, free, noise), truth.solve(noise, held, noise + 9)
+    assert torch.equal((before != after) & ~held, truth.moved(held))
+    assert [node for node, column in place.items() if truth.moved(held)[0, column]] == [5]
 
 
 def test_a_file_system_is_called_by_another_name() -> None:

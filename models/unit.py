@@ -1,0 +1,610 @@
+"""The causal unit: a structural causal model as a differentiable layer, with a graph given or learnt.
+
+All d variables are computed at once, x~ = m v + (1 - m) (f(pa(x~)) + e), with masks m and values v of their own for
+each row: do() replaces the one equation of each node it holds, and so cuts the edges *into* that node and no others
+(Pearl, *Causality*, 2009, ch. 3, 7). There is no custom gradient: where m = 1 autograd gives zero through the cut
+edge, and every other path keeps its gradient; under do(A) in the fork X -> A, X -> B -> Y, X still moves Y.
+
+The graph is learnt as in DCDI (Brouillard et al., NeurIPS 2020): a gate for each ordered pair, drawn anew for each
+row by Gumbel-sigmoid (Jang, Gu & Poole, ICLR 2017), the likelihood of every equation on the rows where nobody held
+its node, a price for each expected edge, and DAGMA's log-determinant against cycles (Bello, Aragam & Ravikumar,
+NeurIPS 2022). The threshold comes last, and then the mechanisms are fitted to the graph that it leaves.
+
+Adjacencies have causes in rows, effects in columns. Rows, values and noise are in natural units; mechanisms work on
+(x - centre) / spread, which `CausalUnitTrainer` takes from its data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from causaldao.errors import ConfigurationError, DataError, MisuseError
+from causaldao.models.graph import CausalGraph
+from causaldao.models.layers import CausalLinear, fan_in_normal
+
+Intervention = Mapping[str, tuple[Tensor, Tensor | float]]  # name: (which rows (n,), their values (n,) or one)
+Mechanisms = Callable[[Tensor], Tensor]
+
+_OPEN = -1  # `depth` of a unit whose graph is not settled
+_FIRST_GATES = 0.1  # spread of the gates' logits at the start: no pair is favoured by much
+_STRUCTURE = 0.7  # share of the steps in which the graph is learnt
+_SPARSITY = 0.2  # price of an expected edge, in nats a row, times structure_weight
+_ACYCLICITY = 10.0  # weight of d² h at the end of the structure steps, times structure_weight
+_TEMPERATURES = 1.0, 0.3  # of the gates, at the first and the last of the structure steps
+_PAIRS = 96  # rows of each side in the counterfactual loss, which compares all pairs
+_SMALLEST = 1e-8  # residual variance, in units of the node's own: below it the likelihood has no bound
+
+
+def acyclicity(adjacency: Tensor) -> Tensor:
+    """DAGMA's h(A) = d log d - log det(d I - A) >= 0, zero iff the graph of A has no cycle; differentiable, scalar.
+
+    A is (d, d) with entries in [0, 1] and a zero diagonal. Its row sums, hence its spectral radius, are below s = d,
+    so that h is finite wherever the gates stand (Bello et al., 2022, Theorem 1, with A for W∘W).
+    """
+    d = adjacency.shape[-1]
+    inside = d * torch.eye(d, dtype=adjacency.dtype, device=adjacency.device) - adjacency
+    log_det: Tensor = torch.linalg.slogdet(inside).logabsdet
+    return d * math.log(d) - log_det
+
+
+def mutilate(adjacency: Tensor, mask: Tensor) -> Tensor:
+    """The graph of each row without the edges into its held nodes: (d, d) and (n, d) -> (n, d, d); a new tensor.
+
+    A mask (d,) gives one (d, d). Differentiable in adjacency.
+    """
+    return adjacency * (1 - mask.to(adjacency.dtype)).unsqueeze(-2)
+
+
+def strongest_dag(weights: Tensor, threshold: float = 0.5) -> Tensor:
+    """The edges of weight above threshold, strongest first, without those that would close a cycle: (d, d) of 0, 1."""
+    d = len(weights)
+    dag, reach = torch.zeros_like(weights), torch.eye(d, dtype=torch.bool)
+    above = sorted(((float(weights[i, j]), i, j) for i in range(d) for j in range(d) if i != j), reverse=True)
+    for weight, i, j in above:
+        if weight > threshold and not reach[j, i]:
+            dag[i, j] = 1
+            reach |= reach[:, i, None] & reach[j]
+    return dag
+
+
+class CausalUnit(nn.Module):
+    """A structural causal model x_j = f_j(pa(x)) + e_j over d named nodes: one module of adjacency and mechanisms.
+
+    f_j is one hidden layer of SiLU on the parents of j; all are two matrix products. Without `adjacency` the graph is
+    learnt: until `settle` is called, `graph` is what the threshold leaves of the gates now, and what passes through
+    it has no gradient in the gates. An adjacency that is passed to a method replaces the unit's own: (d, d) or one for
+    each row (n, d, d), weights allowed, differentiable, without cycles; entry [i, j] scales what f_j sees of i.
+
+    Raises:
+        MisuseError: no names, a name twice, fewer than one hidden unit, an adjacency of the wrong shape.
+        ConfigurationError: an adjacency with a cycle.
+        DataError: rows, masks or values of the wrong shape, or not finite.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    settled: Tensor
+    depth: Tensor
+    own: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        hidden: int = 8,
+        *,
+        adjacency: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.names, d = tuple(names), len(names)
+        if not names or len(set(names)) < d:
+            raise MisuseError(f"names={list(names)}: expected at least one, each once.")
+        if hidden < 1:
+            raise MisuseError(f"hidden={hidden} units: expected at least 1.")
+        others = 1 - torch.eye(d)
+        fan_in = torch.full((d, 1), (d - 1) / 2) if adjacency is None else _square(adjacency, d).ne(0).float().sum(0)
+        present = others[..., None].expand(d, d, hidden)
+        self.weight = nn.Parameter(fan_in_normal(present, fan_in.reshape(1, d, 1), 1.0, generator))
+        self.bias = nn.Parameter(torch.randn(d, hidden, generator=generator))
+        self.head = nn.Parameter(torch.randn(d, hidden, generator=generator) / math.sqrt(hidden))
+        self.offset = nn.Parameter(torch.zeros(d))
+        self.logits = nn.Parameter(_FIRST_GATES * torch.randn(d, d, generator=generator)) if adjacency is None else None
+        self.register_buffer("own", torch.eye(d), persistent=False)
+        self.register_buffer("centre", torch.zeros(d))
+        self.register_buffer("spread", torch.ones(d))
+        self.register_buffer("settled", torch.zeros(d, d))
+        self.register_buffer("depth", torch.tensor(_OPEN))
+        if adjacency is not None:
+            self.settle(adjacency)
+
+    @property
+    def learns_structure(self) -> bool:
+        """Whether the graph is still open."""
+        return int(self.depth) == _OPEN
+
+    @property
+    def graph(self) -> Tensor:
+        """The DAG (d, d) that is used now: the settled one, or what the threshold leaves of the gates."""
+        return strongest_dag(self.probabilities().detach()) if self.learns_structure else self.settled
+
+    def causal_graph(self) -> CausalGraph:
+        """The same as a `CausalGraph` over the names."""
+        edges = [(self.names[i], self.names[j]) for i, j in self.graph.nonzero().tolist()]
+        return CausalGraph.dag(edges, self.names)
+
+    def probabilities(self, temperature: float = 1.0) -> Tensor:
+        """How likely each edge is by its gate, (d, d) in [0, 1], diagonal 0; a settled graph given from outside: 0, 1.
+
+        A lower temperature sharpens it.
+        """
+        if self.logits is None:
+            return self.settled.ne(0).to(self.settled.dtype)
+        return torch.sigmoid(self.logits / _positive("temperature", temperature)) * (1 - self.own)
+
+    def gates(self, n: int, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+        """n drawn graphs (n, d, d) of 0 and 1, not always acyclic; the gradient is that of the soft gates."""
+        if self.logits is None:
+            raise MisuseError("This unit's graph was given: it has no gates to draw. Leave adjacency out to learn it.")
+        uniform = torch.rand(n, *self.logits.shape, generator=generator, dtype=self.logits.dtype).clamp(1e-6, 1 - 1e-6)
+        soft = torch.sigmoid((self.logits + uniform.logit()) / _positive("temperature", temperature)) * (1 - self.own)
+        return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
+
+    def settle(self, adjacency: Tensor | None = None) -> None:
+        """Fix the graph: the given (d, d), or what the threshold leaves of the gates. A settled graph stays."""
+        chosen = self.graph if adjacency is None else _square(adjacency, len(self.names)).to(self.settled)
+        depth = _depth(chosen, self.names)
+        self.settled.copy_(chosen.detach())
+        self.depth.fill_(depth)
+
+    def mechanisms(self, x: Tensor, adjacency: Tensor | None = None) -> Tensor:
+        """f_j at the parents' values in x: (n, d) -> (n, d). The adjacency may have cycles here: nothing is solved."""
+        x = self._rows(x)
+        f = self._mechanisms(self.graph if adjacency is None else self._adjacency(adjacency, len(x)))
+        return self.centre + self.spread * f((x - self.centre) / self.spread)
+
+    def forward(
+        self,
+        noise: Tensor,
+        mask: Tensor | None = None,
+        value: Tensor | None = None,
+        adjacency: Tensor | None = None,
+    ) -> Tensor:
+        """Solve the model from its noise, under do: (n, d) -> (n, d).
+
+        mask (n, d) or (d,): bool, or a weight in [0, 1] (a soft intervention: the mixture of held and natural); value
+        of the same shapes, read where the mask is not 0. Exact after as many sweeps as the longest path has nodes.
+        """
+        noise = self._rows(noise)
+        graph, depth = self._chosen(adjacency, len(noise))
+        f = self._mechanisms(graph)
+        scaled = noise / self.spread
+        if (mask is None) != (value is None):
+            raise MisuseError("do() needs a mask and its values: give both or neither.")
+        if mask is None or value is None:
+            now = torch.zeros_like(scaled)
+            for _ in range(depth + 1):
+                now = f(now) + scaled
+            return self.centre + self.spread * now
+        held, value = self._do(mask, value, noise)
+        goal = (value - self.centre) / self.spread
+        now = torch.lerp(scaled, goal, held)
+        for _ in range(depth + 1):
+            now = torch.lerp(f(now) + scaled, goal, held)
+        return torch.where(held == 1, value, self.centre + self.spread * now)
+
+    def counterfactual(self, x: Tensor, mask: Tensor, value: Tensor, adjacency: Tensor | None = None) -> Tensor:
+        """Abduction, action, prediction: the same rows had do been done, (n, d) -> (n, d).
+
+        The noise is x - f(x), so a node that descends from no held one comes back bit for bit. Arguments as `forward`.
+        """
+        x = self._rows(x)
+        graph, depth = self._chosen(adjacency, len(x))
+        held, value = self._do(mask, value, x)
+        f = self._mechanisms(graph)
+        scaled = (x - self.centre) / self.spread
+        goal = (value - self.centre) / self.spread
+        now = torch.lerp(scaled, goal, held)
+        if depth:
+            before = f(scaled)
+            for _ in range(depth):
+                now = torch.lerp(scaled + (f(now) - before), goal, held)
+        return torch.where(held == 1, value, x + self.spread * (now - scaled))
+
+    def _mechanisms(self, adjacency: Tensor) -> Mechanisms:
+        d, hidden = self.bias.shape
+        if adjacency.ndim == 3:
+            weight = self.weight.transpose(0, 1)
+
+            def each(z: Tensor) -> Tensor:
+                seen = (z.unsqueeze(2) * adjacency).permute(2, 0, 1)
+                active = functional.silu(torch.baddbmm(self.bias[:, None], seen, weight))
+                return (active @ self.head[..., None]).squeeze(2).T + self.offset
+
+            return each
+        first = (self.weight * adjacency[..., None]).reshape(d, d * hidden)
+        second = (self.own[..., None] * self.head).reshape(d, d * hidden)
+        bias, offset = self.bias.reshape(-1), self.offset[:, None]
+
+        def all_(z: Tensor) -> Tensor:
+            # Transposed: a product with few columns is three times slower than one with few rows.
+            return torch.addmm(offset, second, functional.silu(torch.addmm(bias, z, first)).T).T
+
+        return all_
+
+    def _chosen(self, adjacency: Tensor | None, n: int) -> tuple[Tensor, int]:
+        if adjacency is not None:
+            adjacency = self._adjacency(adjacency, n)
+            return adjacency, _depth(adjacency, self.names)
+        depth = int(self.depth)
+        if depth != _OPEN:
+            return self.settled, depth
+        graph = self.graph
+        return graph, _depth(graph, self.names)
+
+    def _adjacency(self, adjacency: Tensor, n: int) -> Tensor:
+        d = len(self.names)
+        if tuple(adjacency.shape) not in ((d, d), (n, d, d)):
+            raise MisuseError(
+                f"An adjacency of shape {tuple(adjacency.shape)}: expected ({d}, {d}) or ({n}, {d}, {d})."
+            )
+        if not bool(torch.isfinite(adjacency).all()):
+            raise MisuseError("The adjacency holds numbers that are not finite: expected weights, 0 where no edge is.")
+        return adjacency.to(self.weight.dtype)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return _finite("Rows", x, len(self.names))
+
+    def _do(self, mask: Tensor, value: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        for what, given in (("A mask", mask), ("Values", value)):
+            if tuple(given.shape) not in (tuple(like.shape), tuple(like.shape[1:])):
+                raise DataError(
+                    f"{what} of shape {tuple(given.shape)}: expected {tuple(like.shape)}, one per row and node."
+                )
+        held = mask.to(like.dtype).expand_as(like)
+        if mask.dtype != torch.bool and not bool(((held >= 0) & (held <= 1)).all()):
+            raise DataError(f"A mask from {float(held.min()):g} to {float(held.max()):g}: expected weights in [0, 1].")
+        value = value.to(like.dtype).expand_as(like).masked_fill(held == 0, 0.0)
+        return held, _finite("Values", value, len(self.names))
+
+
+class CausalUnitNetwork(nn.Module):
+    """Inputs that cause each other, and outputs read off them: (n, input_dim) -> (n, output_dim).
+
+    ``model(x, interventions=[{name: (mask, values)}])`` first answers what the inputs of these very rows would be had
+    the interventions been done (`CausalUnit.counterfactual`: do(x1) reaches x2 if x1 -> x2), then applies a plain MLP
+    of hidden_dims to them. Several dicts act together. Names are x1, x2, … unless given. Without structure learning the
+    graph is `adjacency` (input_dim, input_dim); without that either, columns are taken to be in causal order and each
+    may cause all later ones.
+
+    Raises:
+        MisuseError: a dimension below 1, an adjacency beside structure learning, an unknown name, a node held twice in
+            a row.
+        ConfigurationError: a cyclic adjacency.
+        DataError: rows, masks or values of the wrong shape, or not finite.
+    """
+
+    output_centre: Tensor
+    output_spread: Tensor
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dims: Sequence[int],
+        output_dim: int,
+        enable_structure_learning: bool = True,
+        *,
+        names: Sequence[str] | None = None,
+        adjacency: Tensor | None = None,
+        mechanism_units: int = 8,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = [input_dim, *hidden_dims, output_dim]
+        if min(sizes) < 1:
+            raise MisuseError(f"Layers of sizes {sizes}: expected at least 1 each.")
+        if enable_structure_learning and adjacency is not None:
+            raise MisuseError(
+                "An adjacency was given and is to be learnt: set enable_structure_learning=False to keep it."
+            )
+        names = tuple(f"x{i + 1}" for i in range(input_dim)) if names is None else tuple(names)
+        if len(names) != input_dim:
+            raise MisuseError(f"{len(names)} names for input_dim={input_dim}: expected one each.")
+        if not enable_structure_learning and adjacency is None:
+            adjacency = torch.ones(input_dim, input_dim).triu(1)
+        self.unit = CausalUnit(names, mechanism_units, adjacency=adjacency, generator=generator)
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(sizes):
+            layers += [CausalLinear(inputs, outputs, generator=generator), nn.SiLU()]
+        self.head = nn.Sequential(*layers[:-1])
+        self.register_buffer("output_centre", torch.zeros(output_dim))
+        self.register_buffer("output_spread", torch.ones(output_dim))
+
+    def forward(self, x: Tensor, interventions: Sequence[Intervention] = ()) -> Tensor:
+        """The outputs of the rows under the interventions; without any, of the rows as they are."""
+        if not interventions:
+            return self._read(_finite("Rows", x, len(self.unit.names)))
+        return self._read(self.unit.counterfactual(x, *self.held(x, interventions)))
+
+    def counterfactual(self, x: Tensor, y: Tensor, interventions: Sequence[Intervention]) -> tuple[Tensor, Tensor]:
+        """(x, y) of the same rows had the interventions been done: y keeps its own noise, y - output(x)."""
+        y = _finite("Outputs", y, len(self.output_centre), len(x))
+        world = self.unit.counterfactual(x, *self.held(x, interventions))
+        return world, y + (self._read(world) - self._read(x))
+
+    def held(self, x: Tensor, interventions: Sequence[Intervention]) -> tuple[Tensor, Tensor]:
+        """The interventions as (mask, value), each (n, input_dim); a value is 0 where nothing is held."""
+        return _gather(self.unit.names, interventions, x)
+
+    def _read(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.head((x - self.unit.centre) / self.unit.spread)
+        return self.output_centre + self.output_spread * scaled
+
+
+def _gather(names: Sequence[str], interventions: Sequence[Intervention], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Named interventions as mask (n, d) bool and value (n, d), 0 where free; differentiable in the values."""
+    _shaped("Rows", x, len(names))
+    masks = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+    values = torch.zeros_like(x)
+    for name, (mask, value) in ((name, pair) for intervention in interventions for name, pair in intervention.items()):
+        if name not in names:
+            raise MisuseError(f"do() names {name}, which the model lacks. It has {', '.join(names)}.")
+        j, given = names.index(name), torch.as_tensor(value, dtype=x.dtype, device=x.device)
+        if mask.dtype != torch.bool or mask.shape != x.shape[:1] or given.shape not in ((), x.shape[:1]):
+            raise DataError(
+                f"do({name}) has a {mask.dtype} mask of shape {tuple(mask.shape)} and values of shape "
+                f"{tuple(given.shape)}: expected a bool mask of shape ({len(x)},), and as many values or one."
+            )
+        if bool((masks[:, j] & mask).any()):
+            row = int((masks[:, j] & mask).nonzero()[0])
+            raise MisuseError(
+                f"{name} is held twice in row {row}: merge the interventions or make their masks disjoint."
+            )
+        masks[:, j] |= mask
+        values[:, j] = torch.where(mask, given, values[:, j])
+    return masks, values
+
+
+@dataclass(frozen=True, eq=False)
+class Experiments:
+    """Interventional rows (m, d), which of their nodes were held (m, d) bool, and their outcomes (m, output_dim)."""
+
+    rows: Tensor
+    held: Tensor
+    outcome: Tensor | None = None
+
+
+class CausalUnitTrainer:
+    """Fits a `CausalUnitNetwork` to observational and interventional rows, by one loss with a weight for each part.
+
+    fit: Σ_j ½ log of the residual variance of node j, over the rows that did not hold it (`cut`: off, held nodes are
+    taken for natural ones); structure: edges and cycles, while the graph is open; counterfactual: the energy distance
+    (Székely & Rizzo, 2013) between structural counterfactuals of observational rows, by abduction, action and
+    prediction, and the rows that were seen under the same interventions. It is zero iff the two have one distribution,
+    needs no counterfactual that nobody could observe, and acts once the graph is settled; outcome: mean squared error.
+
+    schedule(progress in [0, 1]) is the share of interventional rows in a batch; by default intervention_prob always.
+
+    Raises:
+        MisuseError: a probability outside [0, 1], a negative weight, fewer than one step, or no experiments to draw.
+        DataError: rows, masks or outcomes of the wrong shape or not finite, or a constant column.
+    """
+
+    def __init__(
+        self,
+        model: CausalUnitNetwork,
+        intervention_prob: float = 0.3,
+        counterfactual_weight: float = 1.0,
+        structure_weight: float = 0.1,
+        *,
+        schedule: Callable[[float], float] | None = None,
+        cut: bool = True,
+        rate: float = 0.02,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not 0 <= intervention_prob <= 1:
+            raise MisuseError(f"intervention_prob={intervention_prob}: expected a share in [0, 1].")
+        for name, weight in (("counterfactual_weight", counterfactual_weight), ("structure_weight", structure_weight)):
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise MisuseError(f"{name}={weight}: expected a finite number of at least 0.")
+        self.model, self.cut, self.rate, self.generator = model, cut, _positive("rate", rate), generator
+        self.intervention_prob = intervention_prob
+        self.counterfactual_weight, self.structure_weight = counterfactual_weight, structure_weight
+        self.schedule = schedule or (lambda _: intervention_prob)
+
+    def train(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        experiments: Experiments | None = None,
+        *,
+        steps: int = 1000,
+        batch: int = 256,
+    ) -> list[dict[str, float]]:
+        """Train on x (n, d) and y (n, output_dim), and settle the graph; the parts of the loss at every step.
+
+        Without y the head stays as it is.
+        """
+        if min(steps, batch) < 1:
+            raise MisuseError(f"steps={steps}, batch={batch}: expected at least 1 each.")
+        x, y, seen = self._check(x, y, experiments)
+        self._scale(torch.cat([x, seen.rows]), y)
+        optimiser = torch.optim.Adam(self.model.parameters(), lr=self.rate)
+        history = []
+        for step in range(steps):
+            progress = step / steps
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate * min(1.0, 4 * (1 - progress))
+            if progress >= _STRUCTURE and self.model.unit.learns_structure:
+                self.model.unit.settle()
+            parts = self._parts(x, y, seen, progress, batch)
+            loss = torch.stack(list(parts.values())).sum()
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            optimiser.step()
+            history.append({name: float(part.detach()) for name, part in parts.items()})
+        if self.model.unit.learns_structure:
+            self.model.unit.settle()
+        return history
+
+    def _parts(self, x: Tensor, y: Tensor | None, seen: Experiments, progress: float, batch: int) -> dict[str, Tensor]:
+        unit = self.model.unit
+        share = _share(self.schedule(progress), len(seen.rows))
+        held_rows = round(batch * share + float(torch.rand((), generator=self.generator)) - 0.5)
+        drawn, tried = self._draw(len(x), batch - held_rows), self._draw(len(seen.rows), held_rows)
+        rows = torch.cat([x[drawn], seen.rows[tried]])
+        held = torch.cat([torch.zeros(len(drawn), x.shape[1], dtype=torch.bool), seen.held[tried]])
+        parts = {"fit": self._fit(rows, held, progress)}
+        if unit.learns_structure and self.structure_weight:
+            parts["structure"] = self.structure_weight * self._structure(progress)
+        if y is not None and seen.outcome is not None:
+            parts["outcome"] = self._outcome(rows, torch.cat([y[drawn], seen.outcome[tried]]))
+        elif y is not None and len(drawn):
+            parts["outcome"] = self._outcome(x[drawn], y[drawn])
+        pairs = min(len(drawn), len(tried), _PAIRS)
+        if self.counterfactual_weight and pairs > 1 and not unit.learns_structure:
+            a, b = drawn[:pairs], tried[:pairs]
+            outcomes = None if y is None or seen.outcome is None else (y[a], seen.outcome[b])
+            distance = self._distance(x[a], seen.rows[b], seen.held[b], outcomes)
+            parts["counterfactual"] = self.counterfactual_weight * distance
+        return parts
+
+    def _fit(self, rows: Tensor, held: Tensor, progress: float) -> Tensor:
+        unit = self.model.unit
+        scaled = (rows - unit.centre) / unit.spread
+        hot, cold = _TEMPERATURES
+        temperature = hot * (cold / hot) ** min(1.0, progress / _STRUCTURE)
+        gates = unit.gates(len(rows), temperature, self.generator) if unit.learns_structure else unit.settled
+        free = 1 - held.to(rows.dtype) if self.cut else torch.ones_like(rows)
+        squares = (free * (scaled - unit._mechanisms(gates)(scaled)).square()).sum(0)
+        # A node that every row of the batch holds says nothing: its square is 0 and its logarithm a constant.
+        return (squares / free.sum(0).clamp(min=1) + _SMALLEST).log().sum() / 2
+
+    def _structure(self, progress: float) -> Tensor:
+        likely, d = self.model.unit.probabilities(), len(self.model.unit.names)
+        ramp = min(1.0, progress / _STRUCTURE)
+        return _SPARSITY * likely.sum() + _ACYCLICITY * ramp * d * d * acyclicity(likely)
+
+    def _outcome(self, rows: Tensor, y: Tensor) -> Tensor:
+        return ((self.model._read(rows) - y) / self.model.output_spread).square().mean()
+
+    def _distance(self, x: Tensor, seen: Tensor, held: Tensor, outcomes: tuple[Tensor, Tensor] | None) -> Tensor:
+        model = self.model
+        world = model.unit.counterfactual(x, held & torch.tensor(self.cut), seen)
+        mine, theirs = world / model.unit.spread, seen / model.unit.spread
+        if outcomes is not None:
+            y = outcomes[0] + model._read(world) - model._read(x)
+            mine = torch.cat([mine, y / model.output_spread], 1)
+            theirs = torch.cat([theirs, outcomes[1] / model.output_spread], 1)
+        return energy_distance(mine, theirs)
+
+    def _draw(self, n: int, count: int) -> Tensor:
+        return torch.randint(n, (count,), generator=self.generator) if n else torch.zeros(0, dtype=torch.long)
+
+    def _check(
+        self, x: Tensor, y: Tensor | None, seen: Experiments | None
+    ) -> tuple[Tensor, Tensor | None, Experiments]:
+        d, outputs = len(self.model.unit.names), len(self.model.output_centre)
+        dtype = self.model.unit.weight.dtype
+        x = _finite("Rows", x, d).to(dtype)
+        y = None if y is None else _finite("Outcomes", y, outputs, len(x)).to(dtype)
+        if seen is None:
+            if self.schedule(0.0) > 0 or self.schedule(1.0) > 0:
+                raise MisuseError(
+                    f"intervention_prob={self.intervention_prob}, but there are no interventional rows: "
+                    "pass experiments, or set intervention_prob=0."
+                )
+            return x, y, Experiments(x[:0], torch.zeros(0, d, dtype=torch.bool), None if y is None else y[:0])
+        rows = _finite("Interventional rows", seen.rows, d).to(dtype)
+        if seen.held.dtype != torch.bool or seen.held.shape != rows.shape:
+            raise DataError(
+                f"held is {seen.held.dtype} of shape {tuple(seen.held.shape)}: expected bool, {tuple(rows.shape)}."
+            )
+        outcome = seen.outcome
+        if outcome is not None:
+            outcome = _finite("Interventional outcomes", outcome, outputs, len(rows)).to(dtype)
+        return x, y, Experiments(rows, seen.held, outcome)
+
+    def _scale(self, rows: Tensor, y: Tensor | None) -> None:
+        unit = self.model.unit
+        _standardise(rows, unit.centre, unit.spread, unit.names)
+        if y is not None:
+            outputs = [f"output {k + 1}" for k in range(y.shape[1])]
+            _standardise(y, self.model.output_centre, self.model.output_spread, outputs)
+
+
+def energy_distance(a: Tensor, b: Tensor) -> Tensor:
+    """2 E|A - B| - E|A - A'| - E|B - B'| between the rows of (n, k) and (m, k): >= 0, 0 iff the same distribution."""
+    return 2 * _mean_distance(a, b) - _mean_distance(a, a) - _mean_distance(b, b)
+
+
+def _mean_distance(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").mean()
+
+
+def _standardise(rows: Tensor, centre: Tensor, spread: Tensor, names: Sequence[str]) -> None:
+    deviation = rows.std(0)
+    if len(rows) < 2 or bool((deviation <= 0).any()):
+        constant = [name for name, each in zip(names, deviation.tolist(), strict=True) if not each > 0]
+        raise DataError(f"{', '.join(constant)} does not vary over {len(rows)} rows: drop it, or give more rows.")
+    centre.copy_(rows.mean(0))
+    spread.copy_(deviation)
+
+
+def _depth(adjacency: Tensor, names: Sequence[str]) -> int:
+    """Edges on the longest path of a (d, d) or of any of (n, d, d)."""
+    edges = adjacency.detach().ne(0).float()
+    walks, depth = edges, 0
+    while bool(walks.any()):
+        if (depth := depth + 1) >= edges.shape[-1]:
+            closed = walks
+            for _ in names:
+                closed = ((closed @ edges) + walks).clamp(max=1)
+            loops = closed.diagonal(dim1=-2, dim2=-1).reshape(-1, len(names)).any(0)
+            on = ", ".join(name for name, loop in zip(names, loops.tolist(), strict=True) if loop)
+            raise ConfigurationError(f"The adjacency holds a cycle through {on}: remove or reverse one of its edges.")
+        walks = (walks @ edges).clamp(max=1)
+    return depth
+
+
+def _square(adjacency: Tensor, d: int) -> Tensor:
+    if tuple(adjacency.shape) != (d, d) or not bool(torch.isfinite(adjacency).all()):
+        raise MisuseError(
+            f"An adjacency of shape {tuple(adjacency.shape)}: expected finite weights of shape ({d}, {d})."
+        )
+    return adjacency
+
+
+def _shaped(what: str, given: Tensor, columns: int, rows: int | None = None) -> None:
+    if given.ndim != 2 or given.shape[1] != columns or (rows is not None and len(given) != rows):
+        wanted = f"({'n' if rows is None else rows}, {columns})"
+        raise DataError(f"{what} of shape {tuple(given.shape)}: expected {wanted}.")
+
+
+def _finite(what: str, given: Tensor, columns: int, rows: int | None = None) -> Tensor:
+    _shaped(what, given, columns, rows)
+    # The sum alone is nearly free; if it overflows, the entries decide.
+    if not math.isfinite(given.detach().sum().item()) and not bool(torch.isfinite(given).all()):
+        row, column = torch.nonzero(~torch.isfinite(given))[0].tolist()
+        value: Any = given[row, column].item()
+        raise DataError(f"{what}: row {row}, column {column} is {value}, expected finite numbers.")
+    return given
+
+
+def _positive(name: str, value: float) -> float:
+    if not (value > 0 and math.isfinite(value)):
+        raise MisuseError(f"{name}={value}: expected a finite number above 0.")
+    return value
+
+
+def _share(share: float, available: int) -> float:
+    if not 0 <= share <= 1:
+        raise MisuseError(f"The schedule gave {share}: expected a share in [0, 1].")
+    return share if available else 0.0
