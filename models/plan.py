@@ -171,9 +171,7 @@ def _front_door_plan(question: Question) -> Plan:
             f"By the graph {', '.join(question.mediators)} is no front door from {t} to {y}: it misses a directed "
             "path, or is confounded. Leave mediators out to have a valid set looked for."
         )
-    mediators = question.mediators or tuple(
-        sorted(front_door_set(question.graph, question.treatment, question.outcome))
-    )
+    mediators = question.mediators or tuple(sorted(front_door_set(graph, t, y)))
     why = f"Front door through {', '.join(mediators)}: linear, so the effect is a sum of products of slopes."
     return Plan("front-door", f"Σ_m a_m b_m over m in {{{', '.join(mediators)}}}", (why,), m=mediators)
 

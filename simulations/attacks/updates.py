@@ -143,8 +143,11 @@ def alie_strength(honest: int, faulty: int) -> float:
 
 
 def foe(sight: Sight) -> Tensor:
-    """Fall of empires, or inner product manipulation (Xie et al. 2020, arXiv:1903.03936): -εμ with ε = ½."""
-    return sight.rows(-_EPSILON * sight.mean)
+    """Fall of empires, or inner product manipulation (Xie et al. 2020, arXiv:1903.03936): -εμ with ε = ½.
+
+    Written as `strongest` writes it, so that the optimised attack can find this very row, bit by bit.
+    """
+    return sight.rows(sight.mean + (1 + _EPSILON) * -sight.mean)
 
 
 def alie_optimised(sight: Sight) -> Tensor:

@@ -15,7 +15,7 @@ import statsmodels.api as sm
 from causaldao.errors import CausalDAOError, DataError, MisuseError, NotIdentifiable
 from causaldao.models.estimation import estimate_effect
 from causaldao.models.graph import CausalGraph
-from causaldao.models.nuisance import features, fit, folds, with_constant
+from causaldao.models.nuisance import Family, features, fit, folds, with_constant
 from causaldao.models.plan import natural_effect_covariates
 from causaldao.models.response import dose_response, effect_modification
 from tests.counts import count
@@ -94,11 +94,11 @@ def test_least_squares_has_another_answer_or_error() -> None:
 
 
 @pytest.mark.parametrize("family", ["binary", "count"])
-def test_a_generalised_linear_model_has_other_coefficients_or_errors(family: str) -> None:
+def test_a_generalised_linear_model_has_other_coefficients_or_errors(family: Family) -> None:
     problem = planted.arms(np.random.default_rng(2), family=family)
     x = with_constant(problem.data[["t", "c", "w"]].to_numpy(dtype=float))
     y = problem.data["y"].to_numpy(dtype=float)
-    found = fit(x, y, family)  # type: ignore[arg-type]
+    found = fit(x, y, family)
     link = sm.families.Binomial() if family == "binary" else sm.families.Poisson()
     oracle = sm.GLM(y, x, link).fit(cov_type="HC0", tol=1e-12)
     np.testing.assert_allclose(found.coefficients, oracle.params, rtol=1e-6, atol=1e-7)

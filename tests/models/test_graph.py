@@ -45,9 +45,9 @@ def test_a_graph_that_is_none_is_refused_naming_the_value_and_the_remedy(build, 
 def test_a_graph_cannot_be_changed() -> None:
     graph = CausalGraph.dag([("a", "b")])
     with pytest.raises(FrozenInstanceError):
-        graph.nodes = ()  # type: ignore[misc]
+        graph.nodes = ()  # type: ignore[misc]  # the types forbid it too
     with pytest.raises(AttributeError):
-        graph.edges.add(Edge("b", "c", "-", ">"))  # type: ignore[attr-defined]
+        graph.edges.add(Edge("b", "c", "-", ">"))  # type: ignore[attr-defined]  # the types forbid it too
 
 
 def test_equality_and_hash_do_not_depend_on_the_order_of_edges_or_nodes() -> None:

@@ -98,7 +98,7 @@ def test_tiers_cannot_be_changed() -> None:
     tiers["a"] = 5
     assert knowledge.tiers["a"] == 0
     with pytest.raises(TypeError):
-        knowledge.tiers["a"] = 1  # type: ignore[index]
+        knowledge.tiers["a"] = 1  # type: ignore[index]  # the types forbid it too
 
 
 def test_orient_directs_what_is_forced_and_what_follows() -> None:

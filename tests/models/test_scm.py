@@ -425,4 +425,4 @@ def test_a_linear_model_is_frozen_and_lists_its_state() -> None:
     model = linear()
     assert set(model.state_dict()) == {"weight", "intercept", "scale", "centre", "half"}
     with pytest.raises(dataclasses.FrozenInstanceError):
-        model.scale = model.half  # type: ignore[misc]
+        model.scale = model.half  # type: ignore[misc]  # the types forbid it too

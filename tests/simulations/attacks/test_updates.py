@@ -174,8 +174,7 @@ def test_the_optimised_attack_is_weaker_than_the_fixed(name: str, rule: str) -> 
         fixed = sight.moved(CRAFTS[name](sight)[0])
         for _ in range(2):  # the second search begins about what the first found
             again = Sight(honest, FAULTY, ruled(rule), torch.Generator(), notes=notes)
-            # Where both are the same row, float32 rounds μ + 1.5(-μ) otherwise than -μ/2.
-            assert again.moved(CRAFTS[f"{name}-optimised"](again)[0]) >= fixed * (1 - 1e-6)
+            assert again.moved(CRAFTS[f"{name}-optimised"](again)[0]) >= fixed
 
 
 def test_a_pipeline_that_breaks_is_not_the_best_target() -> None:
