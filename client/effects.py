@@ -15,6 +15,7 @@ from causaldao.models.cli import read_graph
 if TYPE_CHECKING:
     from causaldao.models.effects import Effect
     from causaldao.models.estimation import TableEffect
+    from causaldao.models.graph import CausalGraph
     from causaldao.models.refute import Refutation
 
 effect_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -66,12 +67,13 @@ def effect(
         _require_sense(source, graph, method, wants_rows, options)
         if control and not refute:
             raise MisuseError("--control goes with --refute.")
+        drawn = None if graph is None else read_graph(graph)
         if source.is_dir():
-            found, notes, lines = _moments(_run_effects(source, treatment, outcome), source, graph)
-        elif wants_rows or (not method and graph is not None and read_graph(graph).bidirected):
-            found, notes, lines = _rows(source, graph, treatment, outcome, method, options, control, refute, explain)
+            found, notes, lines = _moments(_run_effects(source, treatment, outcome), source, drawn)
+        elif drawn is not None and (wants_rows or (not method and drawn.bidirected)):
+            found, notes, lines = _rows(source, drawn, treatment, outcome, method, options, control, refute, explain)
         else:
-            found, notes, lines = _moments(_table_effects(source, graph, treatment, outcome), source, graph)
+            found, notes, lines = _moments(_table_effects(source, drawn, treatment, outcome), source, drawn)
         output.emit({"effects": found, "notes": notes}, "\n".join([*lines, *notes]))
 
 
@@ -104,27 +106,25 @@ def _contrast(text: str) -> tuple[float, float] | None:
 Answer = tuple[list[dict[str, Any]], list[str], list[str]]
 
 
-def _moments(found: list[dict[str, Any]], source: Path, graph: Path | None) -> Answer:
+def _moments(found: list[dict[str, Any]], source: Path, graph: CausalGraph | None) -> Answer:
     return found, _effect_notes(found, source, graph), [_effect_line(one) for one in found]
 
 
 def _rows(
-    source: Path, graph: Path | None, treatment: str, outcome: str, method: str, options: dict[str, Any],
+    source: Path, graph: CausalGraph, treatment: str, outcome: str, method: str, options: dict[str, Any],
     controls: list[str] | None, refute: bool, explain: bool,
 ) -> Answer:  # fmt: skip
     from causaldao.client.data.sources import read
     from causaldao.models.estimation import CONDITIONAL, estimate_effect
     from causaldao.models.refute import refute as refuted
 
-    if graph is None:
-        raise MisuseError("What to compare follows from a graph: give --graph, as discover --out writes it.")
-    drawn, table = read_graph(graph), read(source)
+    table = read(source)
     options = {**options, "method": method or "auto"}
     tried: tuple[Refutation, ...] = ()
     if refute:
-        found, tried = refuted(table, drawn, treatment, outcome, controls=controls or (), **options)
+        found, tried = refuted(table, graph, treatment, outcome, controls=controls or (), **options)
     else:
-        found = estimate_effect(table, drawn, treatment, outcome, **options)
+        found = estimate_effect(table, graph, treatment, outcome, **options)
     notes = [f"note: {sentence}" for sentence in (*found.warnings, CONDITIONAL)]
     lines = [_rows_line(found)]
     if explain:
@@ -163,7 +163,7 @@ def _effect_line(found: dict[str, Any]) -> str:
     return line + ("  (no causal path in the graph)" if found.get("graph_implies_zero") else "")
 
 
-def _effect_notes(found: list[dict[str, Any]], source: Path, graph: Path | None) -> list[str]:
+def _effect_notes(found: list[dict[str, Any]], source: Path, graph: CausalGraph | None) -> list[str]:
     """What must be known to read the numbers rightly."""
     notes = []
     if graph is None and not source.is_dir():
@@ -172,17 +172,15 @@ def _effect_notes(found: list[dict[str, Any]], source: Path, graph: Path | None)
             "drawn by lot. Give --graph to adjust."
         )
     if len(found) == 1 and found[0].get("graph_implies_zero"):
-        notes.append(
-            "note: the graph has no causal path from treatment to outcome, which would make the effect zero; "
-            "the number is what the evidence gives, adjusted for the treatment's causes. "
-            "The graph may lack an edge for want of data."
-        )
+        from causaldao.models.plan import NO_PATH
+
+        notes.append(f"note: {NO_PATH}")
     if len(found) > 1:
         notes.append("note: the graph leaves directions open; each line is the effect under some of them.")
     return notes
 
 
-def _table_effects(source: Path, graph: Path | None, treatment: str, outcome: str) -> list[dict[str, Any]]:
+def _table_effects(source: Path, graph: CausalGraph | None, treatment: str, outcome: str) -> list[dict[str, Any]]:
     from causaldao.models.discovery.evidence import Evidence
     from causaldao.models.effects import average_effect, doubted, effect_set
     from causaldao.models.pattern import nearest_extension
@@ -190,10 +188,9 @@ def _table_effects(source: Path, graph: Path | None, treatment: str, outcome: st
     evidence = Evidence.from_data(read_table(source))
     if graph is None:
         return [_effect(average_effect(evidence, treatment, outcome))]
-    pattern = read_graph(graph)
-    found = effect_set(evidence, pattern, treatment, outcome)
+    found = effect_set(evidence, graph, treatment, outcome)
     if len(found) == 1 and found[0].implied:  # no graph of the class has a causal path
-        found = (doubted(found[0], evidence, nearest_extension(pattern)[0]),)
+        found = (doubted(found[0], evidence, nearest_extension(graph)[0]),)
     return [_effect(effect) for effect in found]
 
 

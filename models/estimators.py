@@ -154,19 +154,10 @@ def partially_linear(basis: Floats, y: Floats, z: Floats, family: Family, number
 def front_door(t: Floats, y: Floats, m: Floats) -> Fit:
     """Σ_j a_j b_j: a_j the slope of mediator j (n, J) on t, b_j that of y on mediator j given t and the others.
 
-    Pearl (*Causality*, 2009, §3.3.2) for linear models.
+    Pearl (*Causality*, 2009, §3.3.2) for linear models: what `linear_natural_effects` finds to pass through m.
     """
-    first, x = with_constant(t), with_constant(t, m)
-    last = fit(x, y)
-    a = [fit(first, column) for column in m.T]
-    b = last.coefficients[2:]
-    value = sum(float(model.coefficients[1] * slope) for model, slope in zip(a, b, strict=True))
-    psi = sum(
-        (model.influence[:, 1] * slope + model.coefficients[1] * last.influence[:, 2 + j]
-         for j, (model, slope) in enumerate(zip(a, b, strict=True))),
-        np.zeros(len(y)),
-    )  # fmt: skip
-    return Fit(np.array([value]), psi[:, None], x.shape[1])
+    found = linear_natural_effects(t, y, m, np.empty((len(t), 0)))
+    return Fit(found.values[1:], found.influence[:, 1:], found.coefficients)
 
 
 def two_stage(t: Floats, y: Floats, instruments: Floats, w: Floats) -> tuple[Fit, float]:

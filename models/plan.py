@@ -23,6 +23,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 FAMILIES: tuple[str, ...] = get_args(Family)
 ADJUST = "adjustment"  # by a method that the treatment's kind decides
 ADJUSTING = ("g-formula", "ipw", "aipw", "plm")
+NO_PATH = (
+    "The graph has no causal path from treatment to outcome, which would make the effect zero; the number is what the "
+    "data give, adjusted for the treatment's causes. The graph may lack an edge for want of data."
+)
 
 
 @dataclass(frozen=True)
@@ -138,13 +142,9 @@ def _identified_plan(question: Question, found: Estimand) -> Plan:
 
 
 def _implied_plan(question: Question, found: Estimand) -> Plan:
-    note = (
-        "The graph has no causal path from treatment to outcome, which would make the effect zero; the number is what "
-        "the rows give, adjusted for the treatment's causes. The graph may lack an edge for want of data."
-    )
     z = adjustment_set(question.graph, question.treatment, question.outcome)  # raises if the outcome is a parent
     method = ADJUST if question.method == "auto" else question.method
-    return Plan(method, str(found), found.why, z=tuple(sorted(z)), implied=True, notes=(note,))
+    return Plan(method, str(found), found.why, z=tuple(sorted(z)), implied=True, notes=(NO_PATH,))
 
 
 def _own_adjustment(question: Question, adjustment: tuple[str, ...]) -> Plan:

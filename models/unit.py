@@ -497,7 +497,7 @@ class CausalUnitTrainer:
 
     def _distance(self, x: Tensor, seen: Tensor, held: Tensor, outcomes: tuple[Tensor, Tensor] | None) -> Tensor:
         model = self.model
-        world = model.unit.counterfactual(x, held & torch.tensor(self.cut), seen)
+        world = model.unit.counterfactual(x, held if self.cut else torch.zeros_like(held), seen)
         mine, theirs = world / model.unit.spread, seen / model.unit.spread
         if outcomes is not None:
             y = outcomes[0] + model._read(world) - model._read(x)
