@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -52,24 +52,24 @@ NOISE = (0.25, 0.5, 1.0, 2.0)
 HELD = (1, 2, 3, 4)
 HEAD = (32, 32)
 PUBLISHED: dict[str, Any] = {
-    "source": "the peer's documents, rows C11-C16 of the project's list of systems; how each came about is said there",
-    "graphs": {  # C11: four of the five F1 are those of the untrained network; cf is a correlation of two predictions
+    "source": "the CausalUnit engine's own documents and result files",
+    "graphs": {  # four of the five F1 are those of the untrained network; cf is a correlation of two predictions
         "chain": {"f1": 0.50, "cf": 0.90, "mse": 0.11},
         "fork": {"f1": 0.80, "cf": 0.89, "mse": 0.15},
         "collider": {"f1": 0.40, "cf": 0.90, "mse": 0.20},
         "confounder": {"f1": 0.80, "cf": 0.91, "mse": 0.26},
         "complex": {"f1": 0.80, "cf": 0.91, "mse": 0.26},
     },
-    "ablations": {  # C12
+    "ablations": {
         "full": [0.121, 0.211, 0.270],
         "no-interventions": [0.096, 0.197, 0.0],
         "no-cut": [0.112, 0.225, 0.173],
         "head-alone": [0.096, 0.0, 0.0],
     },
-    "multi": {"1": 0.0128, "2": 0.0161, "3": 0.0181, "4": 0.0192},  # C13
-    "noise": {"0.1": [0.019, 0.204], "1.0": [1.116, 0.248]},  # C14
-    "effects": {"single": 0.145, "multi": 2.568},  # C15
-    "forward": {"forward": 2.0, "forward_backward": 1.5, "measured": [9, 26]},  # C16
+    "multi": {"1": 0.0128, "2": 0.0161, "3": 0.0181, "4": 0.0192},
+    "noise": {"0.1": [0.019, 0.204], "1.0": [1.116, 0.248]},
+    "effects": {"single": 0.145, "multi": 2.568},
+    "forward": {"forward": 2.0, "forward_backward": 1.5, "measured": [9, 26]},
 }
 
 
@@ -177,15 +177,13 @@ class _Problem:
         return self.centre + self.spread * (4 * uniform - 2)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Study:
     seeds: range
     rows: int
     held_rows: int
     steps: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_fitted", {})
+    _fitted: dict[tuple[str, int, str, float], tuple[_Problem, CausalUnitNetwork]] = field(default_factory=dict)
 
     def problem(self, name: str, seed: int, noise: float) -> _Problem:
         return _Problem.draw(name, seed, noise, self.rows, self.held_rows)
@@ -193,13 +191,12 @@ class _Study:
     def fitted(
         self, name: str, seed: int, variant: str = "full", noise: float = 1.0
     ) -> tuple[_Problem, CausalUnitNetwork]:
-        done: dict[tuple[str, int, str, float], tuple[_Problem, CausalUnitNetwork]] = self.__dict__["_fitted"]
         key = (name, seed, variant, noise)
-        if key not in done:
+        if key not in self._fitted:
             _say(f"{name}, {variant}, noise {noise:g}, seed {seed}")
             problem = self.problem(name, seed, noise)
-            done[key] = (problem, fit(problem, variant, self.steps))
-        return done[key]
+            self._fitted[key] = (problem, fit(problem, variant, self.steps))
+        return self._fitted[key]
 
 
 def fit(problem: _Problem, variant: str, steps: int) -> CausalUnitNetwork:
