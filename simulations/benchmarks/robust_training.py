@@ -1,7 +1,7 @@
 """Federated training of a small network under attack, all members at once: thousands of rounds take minutes.
 
 Every round each member sends the momentum of its batch gradients (Karimireddy et al. 2021, arXiv:2012.10333), one
-member X
+member one weight, and the server steps along the rule's aggregate.
 """
 
 from __future__ import annotations
