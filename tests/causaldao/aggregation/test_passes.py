@@ -74,6 +74,15 @@ def test_float32_rows_of_any_size_lose_their_norms_or_hide_the_others(value: flo
     assert float(((gram - exact).abs() / (size[:, None] * size).clamp_min(1e-300)).max()) < 1e-5
 
 
+def test_norms_read_off_the_gram_matrix_lose_digits() -> None:
+    """Rows of a thousandth to a thousand times the length of the centre, and a chunk as long as one can be."""
+    rows = _rows(d=700_000)
+    for lengths in (torch.ones(7), torch.logspace(-3, 3, 7), torch.tensor([1, 1, 1, 1, 1, 0.6, 0.0])):
+        stretched = rows * lengths[:, None]
+        survey, _ = passes.gram(stretched)
+        np.testing.assert_allclose(survey.norms.numpy(), stretched.double().norm(dim=1).numpy(), rtol=1e-6)
+
+
 def test_all_rows_tiny() -> None:
     rows = _rows() * 1e-25
     _, gram = passes.gram(rows)
