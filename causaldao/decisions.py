@@ -132,7 +132,8 @@ def estimate_effects(
     """The study's effects from the pooled evidence, in natural units; no further privacy is spent.
 
     With ``adjustment = "auto"`` the adopted pattern is asked; if its graphs disagree, each of their values is listed.
-    ``bound`` is how far f unaccused liars can have moved the estimate.
+    ``bound`` is how far f unaccused liars can have moved the estimate, and ``interval_with_liars`` the interval widened
+    by it at both ends: it holds whether or not they lie.
     """
     bound_of = dict(zip(questions_of(study), bounds, strict=False))
     found = []
@@ -144,8 +145,13 @@ def estimate_effects(
             continue
         for effect in estimates:
             question = Question(effect.treatment, effect.outcome, effect.adjustment)
-            found.append({**_effect_json(study, effect), "bound": bound_of.get(question)})
+            found.append({**_effect_json(study, effect), **_with_liars(effect, bound_of.get(question))})
     return found
+
+
+def _with_liars(effect: Effect, bound: float | None) -> dict[str, Any]:
+    low, high = effect.interval
+    return {"bound": bound, "interval_with_liars": None if bound is None else [low - bound, high + bound]}
 
 
 def _estimates(spec: EffectSpec, pooled: Evidence, consensus: Consensus) -> tuple[Effect, ...]:
@@ -171,6 +177,7 @@ def _no_answer(study: Study, spec: EffectSpec, error: CausalDAOError) -> dict[st
         "graph_implies_zero": False,
         "pooled": None,
         "bound": None,
+        "interval_with_liars": None,
         "no_answer": error.code,
     }
 

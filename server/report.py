@@ -71,7 +71,7 @@ def _answer(effect: Mapping[str, Any]) -> dict[str, Any]:
     """An effect in words and figures, rounded to two significant digits of its standard error."""
     decimals = _decimals(effect["standard_error"])
     low, high = effect["interval"]
-    pooled = effect.get("pooled")
+    pooled, widened = effect.get("pooled"), effect.get("interval_with_liars")
     return {
         "bound": None,
         "graph_implies_zero": False,
@@ -83,6 +83,7 @@ def _answer(effect: Mapping[str, Any]) -> dict[str, Any]:
         },
         "low": _fixed(low, decimals),
         "high": _fixed(high, decimals),
+        "widened": None if widened is None else [_fixed(end, decimals) for end in widened],
         "excludes_zero": low > 0 or high < 0,
         "covers_pooled": None if pooled is None else low <= pooled <= high,
     }

@@ -144,7 +144,8 @@ def summary(result: dict[str, Any], out: Path) -> str:
         pooled = "" if effect["pooled"] is None else f"; pooled, not private: {effect['pooled']:+.4f}"
         bound = ""
         if effect["bound"]:
-            bound = f"; liars within the noise can move it by {effect['bound']:.4f} at most (to first order)"
+            widest = "[{:+.4f}, {:+.4f}]".format(*effect["interval_with_liars"])
+            bound = f"; {widest} if liars within the noise moved it by {effect['bound']:.4f}, the most that they can"
         lines.append(
             f"  {effect['treatment']} -> {effect['outcome']}: {effect['estimate']:+.4f} "
             f"[{low:+.4f}, {high:+.4f}]{pooled}{bound}"

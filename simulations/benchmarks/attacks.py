@@ -1,8 +1,8 @@
 """The demo's study under every attack in turn, three liars among twelve, and once with nobody lying.
 
-For each: whether the interval covers the pooled estimate, and whether it does once the stated bound on liars within the
-noise is added; who was accused or put aside, and who was left out or weighed down in each round of training. The split,
-the liars and the noise are those of the seed, the same for every attack.
+For each: whether the interval covers the pooled estimate, and whether the one does that counts liars within the noise;
+who was accused or put aside, and who was left out or weighed down in each round of training. The split, the liars and
+the noise are those of the seed, the same for every attack.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def measure(*, seeds: int = 1, attacks: Sequence[str] = tuple(ATTACKS), scenario
             with tempfile.TemporaryDirectory() as folder:
                 result = simulate(study, table, Path(folder) / "run", setting)
             found = line(seed, result)
-            reach = found["half_width"] + (found["bound"] or 0.0)
-            within = abs(found["estimate"] - found["pooled"]) <= reach
-            runs.append({"attack": attack, **found, "covers_with_bound": within, **_judged(result)})
+            (effect,) = result["effects"]
+            low, high = effect["interval_with_liars"] or effect["interval"]
+            within = low <= found["pooled"] <= high
+            runs.append({"attack": attack, **found, "covers_with_liars": within, **_judged(result)})
     return {
         "scenario": scenario,
         "members": MEMBERS,
@@ -44,7 +45,7 @@ def measure(*, seeds: int = 1, attacks: Sequence[str] = tuple(ATTACKS), scenario
         "attacks": list(attacks),
         "runs": runs,
         "interval_covers_pooled": sum(run["covers"] for run in runs),
-        "interval_and_bound_cover_pooled": sum(run["covers_with_bound"] for run in runs),
+        "interval_with_liars_covers_pooled": sum(run["covers_with_liars"] for run in runs),
         "no_honest_accused": sum(set(run["accused"]) <= set(run["liars"]) for run in runs),
         "of": len(runs),
     }

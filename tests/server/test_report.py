@@ -249,10 +249,11 @@ def test_the_report_depends_on_more_than_its_arguments(tmp_path: Path) -> None:
 def test_a_warning_or_the_bound_is_left_out() -> None:
     result = copy.deepcopy(a_result())
     result["warnings"] = ["The plain mean bears <b>no</b> liar."]
-    result["effects"][0] |= {"bound": 0.0234, "graph_implies_zero": True}
+    result["effects"][0] |= {"bound": 0.0234, "interval_with_liars": [-0.0815, -0.0067], "graph_implies_zero": True}
     page = report.render(result, "<svg/>")
     assert "The plain mean bears &lt;b&gt;no&lt;/b&gt; liar." in page
     assert "0.023" in page
+    assert "−0.0815 to −0.0067" in page
     assert "no causal path between the two" in page
 
 

@@ -43,7 +43,7 @@ def test_an_attack_leads_the_demo_astray_or_casts_blame_on_the_honest() -> None:
     # Those two stay within the noise of one site, so that nobody can find them: only the stated bound holds.
     within = ("quiet", "collude")
     assert [run["attack"] for run in found["runs"] if not run["covers"] and run["attack"] not in within] == []
-    assert [run["attack"] for run in found["runs"] if not run["covers_with_bound"]] == []
+    assert [run["attack"] for run in found["runs"] if not run["covers_with_liars"]] == []
     assert [run["attack"] for run in found["runs"] if not set(run["accused"]) <= set(run["liars"])] == []
     control, *attacked = found["runs"]
     assert (control["attack"], control["liars"], control["accused"]) == ("none", [], [])

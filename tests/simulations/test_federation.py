@@ -405,7 +405,8 @@ def test_one_question_without_an_answer_ends_the_study(tmp_path: Path) -> None:
     study, out = small.study(variables=variables, effects=effects), tmp_path / "run"
     result = simulate(study, table, out, small.SETTING)
     answered, unanswered = result["effects"]
-    assert answered["estimate"] is not None
+    (low, high), bound = answered["interval"], answered["bound"]
+    assert answered["interval_with_liars"] == [low - bound, high + bound]
     assert (unanswered["estimate"], unanswered["no_answer"]) == (None, "data")
     assert "no answer" in (out / "report.html").read_text()
     assert small.audited(out).faults == []
