@@ -114,10 +114,12 @@ def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) ->
 def decide_proposal(study: Study, pooled: Pool) -> Proposal:
     """Discovery by the study's method and options in the pooled evidence."""
     spec = study.discovery
-    options: dict[str, Any] = {"alpha": spec.alpha}
-    if spec.method == "boss":
-        options = {"restarts": spec.restarts, "penalty": spec.penalty}
-    return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), **options)
+    options: dict[str, dict[str, Any]] = {
+        "boss": {"restarts": spec.restarts, "penalty": spec.penalty},
+        "ges": {"penalty": spec.penalty},
+        "pc": {"alpha": spec.alpha},
+    }
+    return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), **options[spec.method])
 
 
 def decide_adoption(study: Study, proposal: Proposal, ballots: Mapping[str, Ballot], eligible: int) -> Consensus:

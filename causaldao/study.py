@@ -65,7 +65,7 @@ class DiscoverySpec(_Table):
 
     evidence: Literal["shared"] = "shared"
     features: Literal["identity"] = "identity"
-    method: Literal["boss", "pc"] = "boss"
+    method: Literal["boss", "pc", "ges"] = "boss"
     clip: Annotated[float, Field(gt=1)] | None = None
     lattice: Annotated[int, Field(ge=16, le=65536)] = 1024
     restarts: Annotated[int, Field(ge=1, le=1000)] = 12

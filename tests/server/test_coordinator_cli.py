@@ -365,6 +365,18 @@ def test_a_rule_without_a_proof_is_taken_without_a_word(tmp_path: Path) -> None:
         assert f"warning: {warning}" in shown
 
 
+def test_the_split_is_not_explained_or_a_nonsensical_correlation_is_looked_for(tmp_path: Path) -> None:
+    study, options = tmp_path / "study.toml", ("--members", 5, "--records", 3000)
+    _, envelope = _check(study, STUDY_TOML, *options, "--find", 0.3)
+    split = envelope["data"]["split"]
+    assert split["advised"] == 0.3
+    assert [share["evidence"] for share in split["shares"]] == [0.3, 0.5, 0.7, 0.9]
+    shown = CliRunner().invoke(app, ["study", "check", str(study), *map(str, options), "--find", "0.001"]).stdout
+    assert "no share finds one of 0.001" in shown
+    status, envelope = _check(study, STUDY_TOML, "--find", 1)
+    assert (status, "--find 1 must lie between 0 and 1" in envelope["error"]["message"]) == (2, True)
+
+
 def test_more_liars_than_the_rule_bears_are_refused_without_the_bound(tmp_path: Path) -> None:
     study = tmp_path / "study.toml"
     text = STUDY_TOML.replace('"multi-krum"', '"bulyan"').replace("faulty = 1", "faulty = 2")

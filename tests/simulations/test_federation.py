@@ -17,6 +17,9 @@ from causaldao.__main__ import app
 from causaldao.client.privacy.journal import Journal
 from causaldao.errors import ConfigurationError, DataError, GuaranteeError, IdentityError, LedgerError, MisuseError
 from causaldao.ledger.verify import Policy, verify
+from causaldao.models.discovery import discover
+from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.graph import CausalGraph
 from causaldao.server.progress import Event
 from causaldao.simulations.attacks import Conduct
 from causaldao.simulations.datasets import load, split
@@ -426,3 +429,15 @@ def test_a_release_that_was_lost_on_the_way_is_not_accounted(tmp_path: Path) -> 
     for name in small.SETTING.names:
         own = Journal.open(out / "nodes" / name / "journal.db").spent("small", delta)
         assert own <= result["privacy"]["spent"][name] + 1e-9
+
+
+@pytest.mark.parametrize("method", ["ges", "pc"])
+def test_a_study_by_another_method_proposes_what_its_pool_does_not_show_or_cannot_be_audited(
+    method: str, tmp_path: Path
+) -> None:
+    table, out = small.table(), tmp_path / "run"
+    asked = small.study(rounds=0, discovery={"method": method})
+    result = simulate(asked, table, out, small.SETTING)
+    assert small.audited(out).faults == []
+    found = CausalGraph.from_json(result["graph"]["pattern"])
+    assert found.skeleton() == discover(Evidence.from_data(table), method).skeleton()
