@@ -19,7 +19,7 @@ from causaldao.consensus import Consensus, ConsensusRule, adopt
 from causaldao.errors import CausalDAOError, DataError, GuaranteeError, NotIdentifiable
 from causaldao.members import quorum
 from causaldao.models.discovery.evidence import Evidence
-from causaldao.models.effects import Effect, average_effect, doubted, effect_set
+from causaldao.models.effects import Effect, average_effect, doubted, effect_set, robustness
 from causaldao.models.graph import CausalGraph
 from causaldao.models.scm import LinearSCM, NeuralSCM
 from causaldao.optimisers import FedAdam
@@ -147,7 +147,11 @@ def estimate_effects(
             continue
         for effect in estimates:
             question = Question(effect.treatment, effect.outcome, effect.adjustment)
-            found.append({**_effect_json(study, effect), **_with_liars(effect, bound_of.get(question))})
+            withstands = robustness(effect, pooled.count)
+            found.append({
+                **_effect_json(study, effect), **_with_liars(effect, bound_of.get(question)),
+                "robustness": None if withstands is None else list(withstands),
+            })  # fmt: skip
     return found
 
 
@@ -180,6 +184,7 @@ def _no_answer(study: Study, spec: EffectSpec, error: CausalDAOError) -> dict[st
         "pooled": None,
         "bound": None,
         "interval_with_liars": None,
+        "robustness": None,
         "no_answer": error.code,
     }
 

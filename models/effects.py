@@ -47,6 +47,26 @@ class Effect:
     implied: bool = False
 
 
+def robust_share(f: float) -> float:
+    """The share of the rest variance of both treatment and outcome that an unmeasured cause must explain to take away
+    an estimate whose |t|/√df is f: ½(√(f⁴ + 4f²) - f²) (Cinelli & Hazlett, JRSS B 82, 2020)."""
+    return (math.sqrt(f**4 + 4 * f**2) - f**2) / 2
+
+
+def robustness(effect: Effect, records: float) -> tuple[float, float] | None:
+    """The `robust_share` of the estimate, and of the interval's end nearer to zero: 0 if zero lies inside.
+
+    f is the distance from zero over (sampling error · √df), as privacy noise is no property of the records; ``records``
+    is their number. None without a sampling error or a degree of freedom.
+    """
+    df = records - len(effect.adjustment) - 2
+    if effect.sampling_error <= 0 or df <= 0:
+        return None
+    low, high = effect.interval
+    scale = effect.sampling_error * math.sqrt(df)
+    return robust_share(abs(effect.estimate) / scale), robust_share(max(low, -high, 0.0) / scale)
+
+
 @dataclass(frozen=True, eq=False)
 class LeastSquares:
     """A regression in scaled units, k coefficients of (1, predictors).

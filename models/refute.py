@@ -20,6 +20,7 @@ from scipy import stats
 from causaldao.errors import DataError, MisuseError
 from causaldao.models.adjustment import checked
 from causaldao.models.discovery.evidence import Evidence, partial
+from causaldao.models.effects import robust_share
 from causaldao.models.estimation import TableEffect, answer, numbers
 from causaldao.models.graph import CausalGraph
 from causaldao.models.nuisance import Floats, features, fit, with_constant
@@ -283,14 +284,10 @@ def robustness_values(t: float, df: int, *, q: float = 1.0, alpha: float = _ALPH
     critical = float(stats.t.ppf(1 - alpha / 2, df - 1)) / math.sqrt(df - 1)
     reduced = f - critical
     if reduced <= 0:
-        return _robust(f), 0.0
+        return robust_share(f), 0.0
     # Where a cause of the outcome alone would be enough, the bound is that of the outcome (their appendix).
     extreme = (f**2 - critical**2) / (1 + f**2)
-    return _robust(f), extreme if f > 1 / critical else _robust(reduced)
-
-
-def _robust(f: float) -> float:
-    return (math.sqrt(f**4 + 4 * f**2) - f**2) / 2
+    return robust_share(f), extreme if f > 1 / critical else robust_share(reduced)
 
 
 def _t_values(columns: Floats, y: Floats) -> tuple[Floats, int]:

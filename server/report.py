@@ -18,7 +18,7 @@ from markupsafe import Markup
 from causaldao.errors import MisuseError
 
 _REQUIRED = ("study", "members", "marks", "effects", "ledger", "rounds", "seconds")
-_OPTIONAL = ("simulation", "privacy", "pool", "warnings")
+_OPTIONAL = ("simulation", "privacy", "pool", "warnings", "example")
 _MINUS = "\N{MINUS SIGN}"
 _STATES = {
     "ok": "counted",
@@ -72,6 +72,7 @@ def _answer(effect: Mapping[str, Any]) -> dict[str, Any]:
     decimals = _decimals(effect["standard_error"])
     low, high = effect["interval"]
     pooled, widened = effect.get("pooled"), effect.get("interval_with_liars")
+    withstands = effect.get("robustness")
     return {
         "bound": None,
         "graph_implies_zero": False,
@@ -83,6 +84,7 @@ def _answer(effect: Mapping[str, Any]) -> dict[str, Any]:
         },
         "low": _fixed(low, decimals),
         "high": _fixed(high, decimals),
+        "robustness": None if withstands is None else [f"{share:.0%}" for share in withstands],
         "widened": None if widened is None else [_fixed(end, decimals) for end in widened],
         "excludes_zero": low > 0 or high < 0,
         "covers_pooled": None if pooled is None else low <= pooled <= high,

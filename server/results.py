@@ -18,6 +18,7 @@ from causaldao.ledger.note import with_cosignatures
 from causaldao.models.graph import CausalGraph
 from causaldao.server import membership
 from causaldao.server.coordinator import Coordinator
+from causaldao.server.example import example
 from causaldao.server.picture import draw
 from causaldao.server.recording import State
 from causaldao.server.report import write as write_report
@@ -41,7 +42,7 @@ def result(
     ``names`` are the members in the order they are listed. ``simulation`` (seed, liars, attack) and ``pooled`` are a
     simulation's alone: without them ``simulation`` is None, and ``pooled`` in the effects.
     """
-    state = coordinator.state
+    state, model = coordinator.state, coordinator.model()
     privacy, noise = study.privacy, coordinator.noise
     return {
         "study": {
@@ -53,6 +54,7 @@ def result(
         "marks": state.consensus["marks"],
         "contested": [mark for mark in state.consensus["marks"] if mark["status"] == "contested"],
         "effects": [{**effect, "pooled": pooled(effect) if pooled else None} for effect in state.effects],
+        "example": None if model is None else example(model, state.effects),
         "privacy": {
             "unit": "one record", "adjacency": "add or remove one record", "epsilon": privacy.epsilon,
             "delta": privacy.delta, "split": privacy.split.model_dump(), "noise": noise, "spent": coordinator.spent(),

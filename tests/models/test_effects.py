@@ -14,7 +14,15 @@ import torch
 
 from causaldao.errors import CausalDAOError, DataError, MisuseError
 from causaldao.models.discovery.evidence import Dictionary, Evidence, Variable
-from causaldao.models.effects import Effect, average_effect, effect_set, influence, least_squares
+from causaldao.models.effects import (
+    Effect,
+    average_effect,
+    effect_set,
+    influence,
+    least_squares,
+    robust_share,
+    robustness,
+)
 from causaldao.models.graph import CausalGraph
 from causaldao.models.pattern import cpdag_of
 from tests.counts import count
@@ -241,3 +249,32 @@ def test_a_zero_for_a_variable_that_the_evidence_lacks_is_refused() -> None:
     dag = CausalGraph.dag([], ("c", "q"))
     with pytest.raises(CausalDAOError, match="q"):
         effect_set(evidence_of(rows_of(np.random.default_rng(16), 50)), dag, "c", "q")
+
+
+def test_an_unmeasured_cause_of_the_stated_strength_leaves_some_of_the_estimate() -> None:
+    """A cause with partial shares R of both biases the estimate by se·√df·√(R·R/(1 - R)) (Cinelli and Hazlett 2020,
+    equation 7); se here is that of the sandwich."""
+    rows = rows_of(np.random.default_rng(5), 20_000)
+    effect = average_effect(evidence_of(rows), "t", "y", ("w",))
+    found = robustness(effect, len(rows))
+    assert found is not None
+    share = found[0]
+    df = len(rows) - 3
+    bias = effect.sampling_error * math.sqrt(df) * math.sqrt(share * share / (1 - share))
+    assert bias == pytest.approx(abs(effect.estimate), rel=1e-9)
+    assert 0 < found[1] < share
+
+
+def test_robustness_grows_with_privacy_noise_or_is_claimed_for_an_interval_around_zero() -> None:
+    rng = np.random.default_rng(6)
+    evidence = evidence_of(rows_of(rng, 3000))
+    effect = average_effect(evidence, "t", "y", ("c",))
+    doubtful = dataclasses.replace(effect, privacy_error=1.0, standard_error=1.0, interval=(-1.0, 2.0))
+    sure, doubted = robustness(effect, 3000), robustness(doubtful, 3000)
+    assert sure is not None
+    assert doubted is not None
+    assert doubted[0] == sure[0]
+    assert (doubted[1], sure[1] > 0) == (0.0, True)
+    assert robustness(dataclasses.replace(effect, sampling_error=0.0), 3000) is None
+    assert robustness(effect, 3.0) is None
+    assert robust_share(0.0) == 0.0

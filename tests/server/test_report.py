@@ -249,12 +249,21 @@ def test_the_report_depends_on_more_than_its_arguments(tmp_path: Path) -> None:
 def test_a_warning_or_the_bound_is_left_out() -> None:
     result = copy.deepcopy(a_result())
     result["warnings"] = ["The plain mean bears <b>no</b> liar."]
-    result["effects"][0] |= {"bound": 0.0234, "interval_with_liars": [-0.0815, -0.0067], "graph_implies_zero": True}
+    result["effects"][0] |= {
+        "bound": 0.0234, "interval_with_liars": [-0.0815, -0.0067], "graph_implies_zero": True,
+        "robustness": [0.096, 0.0767],
+    }  # fmt: skip
+    variables = {"<i>age": {"drawn": 61.0, "counterfactual": 61.0}, "visits": {"drawn": 1.25, "counterfactual": 0.75}}
+    result["example"] = {"treatment": "log_coinsurance", "value": 4.36, "variables": variables}
     page = report.render(result, "<svg/>")
     assert "The plain mean bears &lt;b&gt;no&lt;/b&gt; liar." in page
     assert "0.023" in page
     assert "−0.0815 to −0.0067" in page
     assert "no causal path between the two" in page
+    assert "have to explain 10% of what is left" in page
+    assert "and 8% to bring the interval to zero" in page
+    assert "&lt;i&gt;age" in page
+    assert re.search(r"1.25</td><td class=\"n\"><b>0.75</b>", page)
 
 
 def test_who_was_left_out_or_weighed_less_in_a_round_is_not_named() -> None:
