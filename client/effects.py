@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from causaldao.models.estimation import TableEffect
     from causaldao.models.graph import CausalGraph
     from causaldao.models.refute import Refutation
+    from causaldao.models.response import Coefficient
 
 effect_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -52,6 +55,11 @@ def effect(
     control: Annotated[
         list[str] | None, typer.Option(help="With --refute: an outcome that cannot be moved; repeat it for several.")
     ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="How the effect changes with this covariate; repeat it for several.")
+    ] = None,
+    dose: Annotated[str, typer.Option(help="D1,D2,…: the effect of each of these doses, of a treatment of many.")] = "",
+    reference: Annotated[float | None, typer.Option(help="The dose that --dose compares with; else the mean.")] = None,
     refute: Annotated[bool, typer.Option("--refute", help="Ask what could be wrong with it.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say by what formula and why.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")] = False,
@@ -62,13 +70,17 @@ def effect(
             "estimand": estimand, "assume": assume, "family": family, "mediators": mediator, "instrument": instrument,
             "contrast": _contrast(contrast), "degree": degree, "trim": trim, "seed": seed,
         }  # fmt: skip
+        shape = _Shape(tuple(by or ()), _numbers("--dose", dose) if dose else (), reference)
         options = {name: value for name, value in given.items() if value not in ("", None, [])}
-        wants_rows = bool(options) or refute or explain or method not in ("", _LINEAR)
+        wants_rows = bool(options) or refute or explain or method not in ("", _LINEAR) or shape.asked
         _require_sense(source, graph, method, wants_rows, options)
         if control and not refute:
             raise MisuseError("--control goes with --refute.")
+        shape.require_alone(method, refute or explain or bool(estimand or contrast or instrument or mediator))
         drawn = None if graph is None else read_graph(graph)
-        if source.is_dir():
+        if shape.asked and drawn is not None and not source.is_dir():
+            found, notes, lines = shape.answer(source, drawn, treatment, outcome, options)
+        elif source.is_dir():
             found, notes, lines = _moments(_run_effects(source, treatment, outcome), source, drawn)
         elif drawn is not None and (wants_rows or (not method and drawn.bidirected)):
             found, notes, lines = _rows(source, drawn, treatment, outcome, method, options, control, refute, explain)
@@ -96,14 +108,75 @@ def _require_sense(source: Path, graph: Path | None, method: str, wants_rows: bo
 def _contrast(text: str) -> tuple[float, float] | None:
     if not text:
         return None
+    values = _numbers("--contrast", text)
+    if len(values) != 2:
+        raise MisuseError(f"Expected --contrast FROM,TO, two numbers, but got {text!r}.")
+    return values[0], values[1]
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
-        low, high = (float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise MisuseError(f"Expected --contrast FROM,TO, two numbers, but got {text!r}.") from None
-    return low, high
+        values = ()
+    if not values or not all(math.isfinite(value) for value in values):
+        raise MisuseError(f"Expected finite numbers with commas between them after {option}, but got {text!r}.")
+    return values
 
 
 Answer = tuple[list[dict[str, Any]], list[str], list[str]]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """An effect that is asked for as more than one number: along covariates, or at doses."""
+
+    by: tuple[str, ...]
+    doses: tuple[float, ...]
+    reference: float | None
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.by or self.doses)
+
+    def require_alone(self, method: str, more: bool) -> None:
+        """MisuseError for what does not go together."""
+        if self.reference is not None and not self.doses:
+            raise MisuseError("--reference goes with --dose.")
+        if self.by and self.doses:
+            raise MisuseError("--by and --dose are two questions: ask one after the other.")
+        if self.asked and (method or more):
+            raise MisuseError(
+                "--by and --dose have a method of their own and no single number to refute or explain: of the other "
+                "options they take --family, --degree, --trim and --seed."
+            )
+
+    def answer(self, source: Path, graph: CausalGraph, treatment: str, outcome: str, options: dict[str, Any]) -> Answer:
+        from causaldao.client.data.sources import read
+        from causaldao.models.estimation import CONDITIONAL
+        from causaldao.models.response import dose_response, effect_modification
+
+        table, arrow = read(source), f"{treatment} -> {outcome}"
+        asked = {"treatment": treatment, "outcome": outcome}
+        notes = [f"note: {CONDITIONAL}"]
+        if self.by:
+            line = effect_modification(table, graph, treatment, outcome, self.by, **options)
+            names = ", ".join(self.by)
+            lines = [f"{arrow} at the mean of {names}: {_number(line.effect)}  (n = {line.n})"]
+            lines += [f"  changes by {_number(slope)} for one unit of {name}" for name, slope in line.slopes.items()]
+            notes.append("note: where the effect is no line in the covariates, this is the best line.")
+            return [{**asked, **asdict(line)}], notes, lines
+        curve = dose_response(table, graph, treatment, outcome, self.doses, reference=self.reference, **options)
+        against = "the mean dose" if self.reference is None else f"{self.reference:g}"
+        lines = [f"{arrow}, each dose against {against}:"]
+        lines += [f"  {one.dose:g}: {_number(one.effect)}" for one in curve]
+        notes.append("note: each interval is for its dose alone, and the curve is a cubic that all rows share.")
+        return [{**asked, "doses": [asdict(one) for one in curve]}], notes, lines
+
+
+def _number(found: Coefficient) -> str:
+    low, high = found.interval
+    return f"{found.value:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def _moments(found: list[dict[str, Any]], source: Path, graph: CausalGraph | None) -> Answer:

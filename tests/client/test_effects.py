@@ -111,6 +111,36 @@ def test_a_negative_control_is_not_tried(folder: Path, tmp_path: Path) -> None:
     assert abs(control["number"]) < 4 * (high - low) / 3.92
 
 
+def test_an_effect_that_changes_with_a_covariate_is_one_number(folder: Path) -> None:
+    code, found = asked(folder, "arms", "--by", "c", "--by", "w")
+    (line,) = found["effects"]
+    assert (code, list(line["slopes"])) == (0, ["c", "w"])
+    rng = np.random.default_rng(0)
+    planted.rows_of(rng)
+    growth = rng.uniform(-0.8, 0.8, 5)[4]  # as `planted.arms` draws it
+    low, high = line["slopes"]["c"]["interval"]
+    assert abs(line["slopes"]["c"]["value"] - growth) < 4 * (high - low) / 3.92
+    assert not low < 0 < high
+    _, text = asked(folder, "arms", "--by", "c", as_json=False)
+    assert "t -> y at the mean of c: " in text
+    assert "for one unit of c" in text
+    assert "the doubt about the graph is not in them" in text
+
+
+def test_a_dose_is_answered_as_another_or_against_another(folder: Path) -> None:
+    truth = PROBLEMS["dose"].truth
+    code, found = asked(folder, "dose", "--dose", "-1,0.5,1", "--reference", "0")
+    (curve,) = found["effects"]
+    assert (code, [one["dose"] for one in curve["doses"]]) == (0, [-1.0, 0.5, 1.0])
+    for one in curve["doses"]:
+        low, high = one["effect"]["interval"]
+        assert abs(one["effect"]["value"] - truth * one["dose"]) < 4 * (high - low) / 3.92
+    _, text = asked(folder, "dose", "--dose", "1", as_json=False)
+    assert "each dose against the mean dose" in text
+    code, error = asked(folder, "dose", "--dose", "1,99")
+    assert (code, "dose 99 lies outside the rows' range" in error["message"]) == (2, True)
+
+
 BOW = CausalGraph.admg([("t", "y")], [("t", "y")])
 
 
@@ -123,6 +153,13 @@ BOW = CausalGraph.admg([("t", "y")], [("t", "y")])
         ("{f}/arms.csv", "{f}/arms.json", "--method linear --refute", 2),
         ("{f}/arms.csv", "{f}/arms.json", "--method magic", 2),
         ("{f}/arms.csv", "{f}/arms.json", "--contrast much", 2),
+        ("{f}/arms.csv", "{f}/arms.json", "--contrast 1,2,3", 2),
+        ("{f}/arms.csv", None, "--by c", 2),
+        ("{f}/arms.csv", "{f}/arms.json", "--by t", 2),
+        ("{f}/arms.csv", "{f}/arms.json", "--by c --dose 1", 2),
+        ("{f}/arms.csv", "{f}/arms.json", "--by c --refute", 2),
+        ("{f}/arms.csv", "{f}/arms.json", "--dose 1,nan", 2),
+        ("{f}/arms.csv", "{f}/arms.json", "--reference 1", 2),
         ("{f}/arms.csv", "{f}/arms.json", "--control c", 2),
         ("{f}/arms.csv", "{f}/arms.json", "--estimand nde", 16),
         ("{f}/arms.csv", "{f}/front-door.json", "--method auto", 11),
