@@ -8,7 +8,7 @@ correlation matrix: Fisher's z of the partial correlation, whose standard error 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, islice
 
@@ -69,21 +69,28 @@ class Oracle:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The pairs still adjacent, the test that separated each other tested pair, the near ties."""
+    """The pairs still adjacent, the test that separated each other tested pair, the near ties.
+
+    ``sets`` holds of each separated pair every set that did, of those asked about together with the best.
+    """
 
     pairs: set[Pair]
     separated: dict[Pair, Answer] = field(default_factory=dict)
     near: set[Pair] = field(default_factory=set)
+    sets: dict[Pair, list[tuple[str, ...]]] = field(default_factory=dict)
 
     def test(self, oracle: Oracle, questions: Iterator[Question], level: int) -> None:
         """Ask all questions; a pair that a test separates is taken away, with the test of the least statistic."""
-        found: dict[Pair, Answer] = {}
+        found: dict[Pair, list[Answer]] = {}
         for answer in oracle.run(questions, level):
             if abs(answer.statistic - oracle.critical) < NEAR:
                 self.near.add(answer.pair)
-            if answer.statistic <= oracle.critical and _beats(answer, found.get(answer.pair)):
-                found[answer.pair] = answer
-        self.separated.update(found)
+            if answer.statistic <= oracle.critical:
+                found.setdefault(answer.pair, []).append(answer)
+        for pair, answers in found.items():
+            # the least dependence; on a tie the first set in name order
+            self.separated[pair] = min(answers, key=lambda answer: (answer.statistic, answer.given))
+            self.sets[pair] = [answer.given for answer in answers]
         self.pairs.difference_update(found)
 
     def around(self, names: Iterable[str]) -> dict[str, list[str]]:
@@ -113,9 +120,22 @@ def stable_skeleton(
     return found
 
 
-def _beats(answer: Answer, other: Answer | None) -> bool:
-    """Whether a separating test shows less dependence; on a tie the first set in name order wins."""
-    return other is None or (answer.statistic, answer.given) < (other.statistic, other.given)
+def all_separating_sets(
+    oracle: Oracle, found: Skeleton, pairs: Collection[Pair], usable: Callable[[str, str, str], bool]
+) -> dict[Pair, list[tuple[str, ...]]]:
+    """Of each of the pairs, which are not adjacent, all sets that separate it among the final adjacencies of one of
+    its ends: exponentially many tests in their number. Near ties are added to ``found``.
+    """
+    around, listed = found.around(oracle.names), sorted(pairs)
+    sets: dict[Pair, list[tuple[str, ...]]] = {pair: [] for pair in listed}
+    widest = max((len(around[name]) for pair in listed for name in pair), default=-1)
+    for level in range(min(widest, oracle.largest) + 1):
+        for answer in oracle.run(_questions(listed, around, level, usable), level):
+            if abs(answer.statistic - oracle.critical) < NEAR:
+                found.near.add(answer.pair)
+            if answer.statistic <= oracle.critical:
+                sets[answer.pair].append(answer.given)
+    return sets
 
 
 def _questions(
