@@ -113,7 +113,8 @@ class _Partial:
         if other := graph.edges - partial_edges(graph):
             raise MisuseError(f"{min(other)} is neither directed nor undirected. Give a DAG, CPDAG or pattern.")
         maps = (graph.parents, graph.children, graph.neighbours)
-        return cls(*({node: set(of(node)) for node in graph.nodes} for of in maps), frozenset(ambiguous))
+        parents, children, neighbours = ({node: set(of(node)) for node in graph.nodes} for of in maps)
+        return cls(parents, children, neighbours, frozenset(ambiguous))
 
     def adjacent(self, a: str, b: str) -> bool:
         return b in self.parents[a] or b in self.children[a] or b in self.neighbours[a]

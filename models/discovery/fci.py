@@ -12,7 +12,7 @@ marks say of causes holds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from itertools import combinations, pairwise
 
 from causaldao.errors import MisuseError
@@ -20,7 +20,7 @@ from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
 from causaldao.models.discovery.orientation import Marks, Path, Sets, Vetoed, close
 from causaldao.models.discovery.score import refuse_dependent
-from causaldao.models.discovery.skeleton import Oracle, Question, Skeleton, stable_skeleton
+from causaldao.models.discovery.skeleton import Ask, Oracle, Skeleton, stable_skeleton
 from causaldao.models.graph import ARROW, Pair, Triple
 from causaldao.models.knowledge import NONE, Knowledge
 
@@ -102,7 +102,9 @@ def _discovery(marks: Marks, found: Skeleton, names: tuple[str, ...]) -> Discove
 
 
 def _separate_further(oracle: Oracle, found: Skeleton, marks: Marks, knowledge: Knowledge) -> None:
-    """Test each edge given the subsets of its possible d-separating sets, level by level."""
+    """Test each edge given the subsets of its possible d-separating sets, level by level; not given those that the
+    adjacencies of its end offered before.
+    """
     around = {name: frozenset(others) for name, others in found.around(oracle.names).items()}
     possible = {name: _possible_d_sep(marks, name) for name in oracle.names}
     beyond: dict[Pair, list[tuple[list[str], frozenset[str]]]] = {}
@@ -118,16 +120,7 @@ def _separate_further(oracle: Oracle, found: Skeleton, marks: Marks, knowledge: 
         left = {pair: sides for pair, sides in beyond.items() if pair in found.pairs}
         if all(len(usable) < level for sides in left.values() for usable, _ in sides):
             break
-        found.test(oracle, _further_questions(left, level), level)
-
-
-def _further_questions(beyond: Mapping[Pair, list[tuple[list[str], frozenset[str]]]], level: int) -> Iterator[Question]:
-    """Each pair with each set of that size, none twice, and none that the adjacencies of its end offered before."""
-    for pair, sides in beyond.items():
-        sets = (
-            given for usable, known in sides for given in combinations(usable, level) if not known.issuperset(given)
-        )
-        yield from ((pair, given) for given in dict.fromkeys(sets))
+        found.test(oracle, [Ask(pair, sides) for pair, sides in left.items()], level)
 
 
 def _possible_d_sep(marks: Marks, a: str) -> frozenset[str]:
@@ -204,7 +197,7 @@ def _separate_within(
     if not any(_independent(oracle, found, pair, given) for given in tried):
         return
     for level in range(len(among) + 1):
-        found.test(oracle, ((pair, given) for given in combinations(sorted(among), level)), level)
+        found.test(oracle, [Ask(pair, [(sorted(among), ())])], level)
         if pair not in found.pairs:
             return
 

@@ -6,13 +6,13 @@ majority colliders; conservative ones are Ramsey, Spirtes & Zhang (2006).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
 
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import Discovery
-from causaldao.models.discovery.skeleton import Oracle, Skeleton, all_separating_sets, stable_skeleton
+from causaldao.models.discovery.skeleton import Oracle, Skeleton, Usable, all_separating_sets, stable_skeleton
 from causaldao.models.graph import CausalGraph, Pair, Triple
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import meek, nearest_extension
@@ -65,10 +65,8 @@ def _search(
 ) -> Discovery:
     knowledge.check(names)
 
-    def usable(a: str, b: str, c: str) -> bool:
-        return knowledge.conditioning_allowed(a, c)
-
     pairs = [pair for pair in combinations(oracle.names, 2) if not knowledge.adjacency_excluded(*pair)]
+    usable: Usable | None = (lambda a, b, c: knowledge.conditioning_allowed(a, c)) if knowledge else None
     found = stable_skeleton(oracle, pairs, knowledge.requires, usable)
     bare = CausalGraph.cpdag(undirected=found.pairs, nodes=names)
     triples = [triple for triple in bare.unshielded_triples() if (triple[0], triple[2]) in found.separated]
@@ -79,9 +77,7 @@ def _search(
     return Discovery(graph, frozenset(found.near), sets, conflicts, ambiguous)
 
 
-def _verdicts(
-    rule: str, oracle: Oracle, found: Skeleton, triples: Iterable[Triple], usable: Callable[[str, str, str], bool]
-) -> Verdicts:
+def _verdicts(rule: str, oracle: Oracle, found: Skeleton, triples: Iterable[Triple], usable: Usable | None) -> Verdicts:
     """Of each unshielded triple whether it is a collider, None if that is ambiguous.
 
     A pair that no subset of its final adjacencies separates is judged by the set that separated it.

@@ -228,14 +228,14 @@ def test_the_order_of_columns_does_not_matter(method: Any) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
     """Every test that a search runs, as ((a, b), S)."""
     seen: list[Question] = []
-    run = PartialCorrelations.run
+    statistics = PartialCorrelations.statistics
 
-    def spy(self: Any, questions: Any, level: int) -> Any:
-        listed = list(questions)
-        seen.extend(listed)
-        return run(self, iter(listed), level)
+    def spy(self: Any, rows: torch.Tensor) -> torch.Tensor:
+        for a, b, *given in rows.tolist():
+            seen.append(((self.names[a], self.names[b]), tuple(self.names[c] for c in given)))
+        return statistics(self, rows)
 
-    monkeypatch.setattr(PartialCorrelations, "run", spy)
+    monkeypatch.setattr(PartialCorrelations, "statistics", spy)
     return seen
 
 

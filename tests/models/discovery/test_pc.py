@@ -32,14 +32,14 @@ Asked = list[tuple[Pair, tuple[str, ...]]]
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Every test that a search runs, as ((a, b), S)."""
     seen: Asked = []
-    run = PartialCorrelations.run
+    statistics = PartialCorrelations.statistics
 
-    def spy(self: Any, questions: Any, level: int) -> Any:
-        listed = list(questions)
-        seen.extend(listed)
-        return run(self, iter(listed), level)
+    def spy(self: Any, rows: torch.Tensor) -> torch.Tensor:
+        for a, b, *given in rows.tolist():
+            seen.append(((self.names[a], self.names[b]), tuple(self.names[c] for c in given)))
+        return statistics(self, rows)
 
-    monkeypatch.setattr(PartialCorrelations, "run", spy)
+    monkeypatch.setattr(PartialCorrelations, "statistics", spy)
     return seen
 
 
