@@ -137,10 +137,11 @@ class _Partial:
         self.parents[b].add(a)
 
     def remove(self, node: str) -> None:
+        around = self.around(node)
         for table in (self.parents, self.children, self.neighbours):
             del table[node]
-            for others in table.values():
-                others.discard(node)
+            for other in around:
+                table[other].discard(node)
 
     def graph(self, nodes: Sequence[str]) -> CausalGraph:
         directed = [(a, b) for a, others in self.children.items() for b in others]

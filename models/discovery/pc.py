@@ -65,9 +65,11 @@ def _search(
 ) -> Discovery:
     knowledge.check(names)
 
-    pairs = [pair for pair in combinations(oracle.names, 2) if not knowledge.adjacency_excluded(*pair)]
+    pairs = list(combinations(oracle.names, 2))
+    if knowledge:
+        pairs = [pair for pair in pairs if not knowledge.adjacency_excluded(*pair)]
     usable: Usable | None = (lambda a, b, c: knowledge.conditioning_allowed(a, c)) if knowledge else None
-    found = stable_skeleton(oracle, pairs, knowledge.requires, usable)
+    found = stable_skeleton(oracle, pairs, knowledge.requires if knowledge else None, usable)
     bare = CausalGraph.cpdag(undirected=found.pairs, nodes=names)
     triples = [triple for triple in bare.unshielded_triples() if (triple[0], triple[2]) in found.separated]
     verdicts = _verdicts(colliders, oracle, found, triples, usable)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +34,7 @@ Usable = Callable[[str, str, str], bool]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A test of a, b given S: |z| in units of its standard error, infinite where it cannot separate."""
 
     pair: Pair
@@ -43,8 +42,7 @@ class Answer:
     statistic: float
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(NamedTuple):
     """A pair to be tested given each set of names of one of the ``pools``, none twice.
 
     Beside each pool stands what was offered before: a set wholly within it is left out.
@@ -98,11 +96,13 @@ class Oracle:
                 if answer.statistic < self.critical + NEAR:
                     yield answer
             return
-        for rows in _batches(_rows(asks, {name: i for i, name in enumerate(self.names)}, level)):
+        names = self.names
+        for rows in _batches(_rows(asks, {name: i for i, name in enumerate(names)}, level)):
             statistics = self.statistics(torch.from_numpy(rows)).numpy()
-            for k in np.flatnonzero(statistics < self.critical + NEAR).tolist():
-                a, b, *given = (self.names[i] for i in rows[k].tolist())
-                yield Answer((a, b), tuple(given), float(statistics[k]))
+            told = np.flatnonzero(statistics < self.critical + NEAR)
+            for places, statistic in zip(rows[told].tolist(), statistics[told].tolist(), strict=True):
+                a, b, *given = [names[i] for i in places]
+                yield Answer((a, b), tuple(given), statistic)
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ class Skeleton:
             if answer.statistic <= oracle.critical:
                 found.setdefault(answer.pair, []).append(answer)
         for pair, answers in found.items():
-            # the least dependence; on a tie the first set in name order
-            self.separated[pair] = min(answers, key=lambda answer: (answer.statistic, answer.given))
+            self.separated[pair] = min(answers, key=_by_dependence) if len(answers) > 1 else answers[0]
             self.sets[pair] = [answer.given for answer in answers]
         self.pairs.difference_update(found)
 
@@ -142,16 +141,21 @@ class Skeleton:
         return {name: sorted(others) for name, others in around.items()}
 
 
+def _by_dependence(answer: Answer) -> tuple[float, tuple[str, ...]]:
+    """Least dependence first; on a tie the first set in name order."""
+    return answer.statistic, answer.given
+
+
 def stable_skeleton(
-    oracle: Oracle, pairs: Iterable[Pair], certain: Callable[[str, str], bool], usable: Usable | None = None
+    oracle: Oracle, pairs: Iterable[Pair], certain: Callable[[str, str], bool] | None, usable: Usable | None = None
 ) -> Skeleton:
     """The skeleton among ``pairs`` by PC-stable: level by level, on the adjacencies at the start of the level.
 
-    Pairs that are ``certain`` are not tested; in a test of a, b from the side of a, the sets hold adjacencies
+    Pairs that are ``certain``, if that is given, are not tested; in a test of a, b from the side of a, the sets hold adjacencies
     c of a with ``usable(a, b, c)`` only; without it any.
     """
     found = Skeleton(set(pairs))
-    certainly = {pair for pair in found.pairs if certain(*pair)}
+    certainly = {pair for pair in found.pairs if certain(*pair)} if certain else set()
     for level in range(oracle.largest + 1):
         around = found.around(oracle.names)
         found.test(oracle, _asks(sorted(found.pairs - certainly), around, level, usable), level)
@@ -183,19 +187,20 @@ def _asks(
 ) -> Iterator[Ask]:
     """Each pair with each set of ``level`` usable adjacencies of one of its ends."""
     if not level:  # most pairs there ever are, and nothing to choose from
-        yield from (Ask(pair, [((), ())]) for pair in pairs)
+        nothing = (((), ()),)
+        yield from (Ask(pair, nothing) for pair in pairs)
         return
     for a, b in pairs:
         first = [c for c in around[a] if c != b and (usable is None or usable(a, b, c))]
         second = [c for c in around[b] if c != a and (usable is None or usable(b, a, c))]
-        yield Ask((a, b), [(first, ()), (second, first)])
+        yield Ask((a, b), [(first, ()), (second, frozenset(first))])
 
 
 def _rows(asks: Iterable[Ask], index: Mapping[str, int], level: int) -> Iterator[Integers]:
     """The questions as positions (a, b, S), in blocks (m, 2 + level) of at most `_CHUNK`."""
     listed = iter(asks)
     while not level and (block := list(islice(listed, _CHUNK))):
-        yield np.array([[index[name] for name in ask.pair] for ask in block], dtype=np.int64)
+        yield np.array([(index[a], index[b]) for (a, b), _ in block], dtype=np.int64)
     for ask in listed:
         a, b = (index[name] for name in ask.pair)
         for pool, known in ask.pools:
