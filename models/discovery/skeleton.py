@@ -151,8 +151,8 @@ def stable_skeleton(
 ) -> Skeleton:
     """The skeleton among ``pairs`` by PC-stable: level by level, on the adjacencies at the start of the level.
 
-    Pairs that are ``certain``, if that is given, are not tested; in a test of a, b from the side of a, the sets hold adjacencies
-    c of a with ``usable(a, b, c)`` only; without it any.
+    Pairs that are ``certain``, if that is given, are not tested; in a test of a, b from the side of a, the sets hold
+    adjacencies c of a with ``usable(a, b, c)`` only; without it any.
     """
     found = Skeleton(set(pairs))
     certainly = {pair for pair in found.pairs if certain(*pair)} if certain else set()
