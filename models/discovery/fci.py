@@ -38,8 +38,8 @@ def fci(
     tests grows exponentially with the size of the possible d-separating sets: with more than some twenty
     densely joined variables take `rfci`. Of a and b that are not adjacent the set of least dependence decides what is
     a collider between them ("stable") or whether any set of the size that separated them holds it ("unanimous", the
-    rule of causal-learn). Listed as conflicts are colliders and arrows that knowledge or the rest
-    of the graph contradicts; their ends keep the marks they had.
+    rule of causal-learn). A test to which noise leaves no positive variance separates nothing. Listed as conflicts
+    are colliders and arrows that knowledge or the rest of the graph contradicts; their ends keep the marks they had.
 
     Raises:
         MisuseError: alpha is not in (0, 1), or there is no such rule for colliders.

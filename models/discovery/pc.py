@@ -12,6 +12,7 @@ from itertools import combinations
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import Discovery
+from causaldao.models.discovery.score import refuse_dependent
 from causaldao.models.discovery.skeleton import Oracle, Skeleton, Usable, all_separating_sets, stable_skeleton
 from causaldao.models.graph import CausalGraph, Pair, Triple
 from causaldao.models.knowledge import NONE, Knowledge
@@ -48,16 +49,23 @@ def pc(
     middles' names and then their ends'; one that contradicts an edge directed before it is left out and listed in
     ``conflicts``.
 
+    With no more records than variables no test has a set larger than n - 4. Under noise that leaves a residual
+    without positive variance a test has no power: it separates nothing, and the edge stays.
+
     Raises:
         MisuseError: alpha is not in (0, 1), or there is no such rule for colliders or for their priority.
-        DataError: fewer than four records, or exact evidence whose variables are linearly dependent.
+        DataError: fewer than four records; exact evidence whose variables are linearly dependent, though it has
+            more records than variables, or of which a test that is asked for does not exist.
         ConfigurationError: the knowledge names unknown variables.
     """
     if colliders not in COLLIDERS:
         raise MisuseError(f"colliders is {colliders!r}. The rules are {', '.join(COLLIDERS)}.")
     if priority not in PRIORITIES:
         raise MisuseError(f"priority is {priority!r}. Colliders enter by {' or by '.join(PRIORITIES)}.")
-    return _search(Oracle.of(evidence, alpha, "PC"), evidence.names, knowledge, colliders, priority)
+    found = _search(Oracle.of(evidence, alpha, "PC"), evidence.names, knowledge, colliders, priority)
+    if evidence.count > evidence.d:  # after the search, which names the set if a test meets it
+        refuse_dependent(evidence, evidence.correlation().numpy())
+    return found
 
 
 def _search(
