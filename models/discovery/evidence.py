@@ -350,7 +350,9 @@ def _numbers(frame: pd.DataFrame, name: str) -> Floats:
     except (TypeError, ValueError) as error:
         raise DataError(f"The column {name!r} holds something that is not a number.") from error
     if values.ndim > 1:
-        raise DataError(f"{values.shape[1]} columns are named {name!r}. Give each column a name of its own.")
+        raise DataError(
+            f"{list(frame.columns).count(name)} columns are named {name!r}. Give each column a name of its own."
+        )
     if len(values) == 0:
         raise DataError(f"The column {name!r} has no rows.")
     if not np.isfinite(values).all():
