@@ -156,10 +156,11 @@ def stable_skeleton(
     """
     found = Skeleton(set(pairs))
     certainly = {pair for pair in found.pairs if certain(*pair)} if certain else set()
+    around = found.around(oracle.names)
     for level in range(oracle.largest + 1):
-        around = found.around(oracle.names)
         found.test(oracle, _asks(sorted(found.pairs - certainly), around, level, usable), level)
-        if all(len(others) <= level + 1 for others in found.around(oracle.names).values()):
+        around = found.around(oracle.names)
+        if all(len(others) <= level + 1 for others in around.values()):
             break
     return found
 
