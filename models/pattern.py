@@ -8,7 +8,7 @@ its class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -18,14 +18,15 @@ from causaldao.models.graph import CIRCLE, TAIL, CausalGraph, Edge, Pair, Triple
 Neighbours = dict[str, set[str]]
 
 
-def meek(graph: CausalGraph) -> CausalGraph:
+def meek(graph: CausalGraph, ambiguous: Collection[Triple] = ()) -> CausalGraph:
     """Close a partially directed graph under Meek's four rules. Directed edges stay as they are.
 
     Started from a skeleton with its unshielded colliders this gives the CPDAG; with background knowledge that
     some member of the class obeys, the maximally oriented graph. Started from marks that no DAG has, the
-    outcome may hold colliders that were not there, and a directed cycle raises ConfigurationError.
+    outcome may hold colliders that were not there, and a directed cycle raises ConfigurationError. Nothing is
+    concluded from the ``ambiguous`` unshielded triples (a, c, b), a < b, which may be colliders or not.
     """
-    work = _Partial.of(graph)
+    work = _Partial.of(graph, ambiguous)
     found = True
     while found:
         found = False
@@ -105,16 +106,22 @@ class _Partial:
     parents: Neighbours
     children: Neighbours
     neighbours: Neighbours
+    ambiguous: frozenset[Triple] = frozenset()
 
     @classmethod
-    def of(cls, graph: CausalGraph) -> _Partial:
+    def of(cls, graph: CausalGraph, ambiguous: Collection[Triple] = ()) -> _Partial:
         if other := graph.edges - partial_edges(graph):
             raise MisuseError(f"{min(other)} is neither directed nor undirected. Give a DAG, CPDAG or pattern.")
         maps = (graph.parents, graph.children, graph.neighbours)
-        return cls(*({node: set(of(node)) for node in graph.nodes} for of in maps))
+        parents, children, neighbours = ({node: set(of(node)) for node in graph.nodes} for of in maps)
+        return cls(parents, children, neighbours, frozenset(ambiguous))
 
     def adjacent(self, a: str, b: str) -> bool:
         return b in self.parents[a] or b in self.children[a] or b in self.neighbours[a]
+
+    def no_collider(self, a: str, c: str, b: str) -> bool:
+        """Whether a and b are not adjacent, and c is known to be no collider between them unless it is marked so."""
+        return not self.adjacent(a, b) and (min(a, b), c, max(a, b)) not in self.ambiguous
 
     def around(self, a: str) -> set[str]:
         return self.parents[a] | self.children[a] | self.neighbours[a]
@@ -130,10 +137,11 @@ class _Partial:
         self.parents[b].add(a)
 
     def remove(self, node: str) -> None:
+        around = self.around(node)
         for table in (self.parents, self.children, self.neighbours):
             del table[node]
-            for others in table.values():
-                others.discard(node)
+            for other in around:
+                table[other].discard(node)
 
     def graph(self, nodes: Sequence[str]) -> CausalGraph:
         directed = [(a, b) for a, others in self.children.items() for b in others]
@@ -147,7 +155,7 @@ def partial_edges(graph: CausalGraph) -> frozenset[Edge]:
 
 def _away_from_collider(work: _Partial, a: str, b: str) -> bool:
     """R1: p -> a - b with p, b not adjacent; b -> a would be a new collider."""
-    return any(not work.adjacent(p, b) for p in work.parents[a])
+    return any(work.no_collider(p, a, b) for p in work.parents[a])
 
 
 def _away_from_cycle(work: _Partial, a: str, b: str) -> bool:
@@ -157,13 +165,13 @@ def _away_from_cycle(work: _Partial, a: str, b: str) -> bool:
 
 def _two_chains(work: _Partial, a: str, b: str) -> bool:
     """R3: a - c -> b and a - d -> b with c, d not adjacent; b -> a would make c -> a <- d."""
-    return any(not work.adjacent(c, d) for c, d in combinations(work.neighbours[a] & work.parents[b], 2))
+    return any(work.no_collider(c, a, d) for c, d in combinations(work.neighbours[a] & work.parents[b], 2))
 
 
 def _around_knowledge(work: _Partial, a: str, b: str) -> bool:
     """R4: a - c -> d -> b with a, d adjacent and c, b not; arises only with background knowledge."""
     return any(
-        work.adjacent(a, d) and not work.parents[d].isdisjoint(work.neighbours[a] - work.around(b) - {b})
+        work.adjacent(a, d) and any(work.no_collider(c, a, b) for c in work.parents[d] & work.neighbours[a] - {b})
         for d in work.parents[b]
     )
 

@@ -74,7 +74,8 @@ def bench(
             "and a large ledger verified. aggregation: robust rules beside byzfl and Flower, in reads of the matrix. "
             "robustness: rules against attacks on real data. attacks: the demo's study under every attack. "
             "effects: real data with an answer of its own (NHEFS, LaLonde). "
-            "causal-unit: graphs and counterfactuals learnt from planted models."
+            "causal-unit: graphs and counterfactuals learnt from planted models. "
+            "discovery: PC, GES, FCI and BOSS beside causal-learn: agreement, speed, growth."
         ),
     ],
     members: Annotated[int | None, typer.Option(help="Members of the federation (engine, scale).")] = None,
@@ -86,6 +87,11 @@ def bench(
         str | None, typer.Option(help="Where to aggregate: cpu, or cuda where PyTorch sees one (aggregation).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write table and heat map (robustness).")] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="A part to run, all without; repeat it for several (causal-unit, discovery)."),
+    ] = None,
+    pairs: Annotated[int | None, typer.Option(help="Pairs of runs of which the median is taken (discovery).")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark and print its medians."""
@@ -95,7 +101,7 @@ def bench(
         _one_thread()
         options = {
             "members": members, "parameters": parameters, "repeats": repeats, "seeds": seeds, "entries": entries,
-            "device": device, "out": out,
+            "device": device, "out": out, "parts": part or None, "pairs": pairs,
         }  # fmt: skip
         result = run(name, **{key: value for key, value in options.items() if value is not None})
         output.emit(result, lambda: "\n".join(f"{key}: {value}" for key, value in result.items()))

@@ -32,7 +32,7 @@ def discover(evidence: Evidence, method: str = "boss", knowledge: Knowledge = NO
     ``rfci``.
 
     Options of ``boss``: penalty, generator, restarts; of ``ges``: penalty, turning; of ``pc``, ``fci`` and ``rfci``:
-    alpha.
+    alpha; of ``pc`` and ``fci`` also colliders, of ``pc`` priority.
 
     Raises:
         MisuseError: no method or option of that name; the choices are listed.

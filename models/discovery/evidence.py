@@ -156,6 +156,11 @@ class Evidence:
             )
         if not bool(torch.isfinite(self.moments).all()) or not math.isfinite(self.noise) or self.noise < 0:
             raise DataError(f"Evidence must be finite and its noise ≥ 0, but the noise is {self.noise}.")
+        if bool(((self.moments - self.moments.T).abs() > 1e-6 * self.moments.abs().max()).any()):
+            raise DataError(
+                "Second moments are symmetric, and these are not: entries (i, j) and (j, i) differ by up to "
+                f"{float((self.moments - self.moments.T).abs().max()):.3g}. Give both halves of the same matrix."
+            )
         if self.count <= 0:
             raise DataError(
                 f"The evidence counts {self.count:.4g} records: too few for its noise of {self.noise:.4g}. "
@@ -344,6 +349,10 @@ def _numbers(frame: pd.DataFrame, name: str) -> Floats:
         values = frame[name].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"The column {name!r} holds something that is not a number.") from error
+    if values.ndim > 1:
+        raise DataError(
+            f"{list(frame.columns).count(name)} columns are named {name!r}. Give each column a name of its own."
+        )
     if len(values) == 0:
         raise DataError(f"The column {name!r} has no rows.")
     if not np.isfinite(values).all():

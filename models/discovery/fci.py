@@ -12,34 +12,43 @@ marks say of causes holds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from itertools import combinations, pairwise
 
+from causaldao.errors import MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
-from causaldao.models.discovery.orientation import Marks, Path, Vetoed, close
+from causaldao.models.discovery.orientation import Marks, Path, Sets, Vetoed, close
 from causaldao.models.discovery.score import refuse_dependent
-from causaldao.models.discovery.skeleton import Oracle, Question, Skeleton, stable_skeleton
+from causaldao.models.discovery.skeleton import Ask, Oracle, Skeleton, stable_skeleton
 from causaldao.models.graph import ARROW, Pair, Triple
 from causaldao.models.knowledge import NONE, Knowledge
 
+COLLIDERS = ("stable", "unanimous")
 
-def fci(evidence: Evidence, alpha: float = 0.01, knowledge: Knowledge = NONE) -> Discovery:
+
+def fci(
+    evidence: Evidence, alpha: float = 0.01, knowledge: Knowledge = NONE, colliders: str = COLLIDERS[0]
+) -> Discovery:
     """Find the PAG by FCI with two-sided Fisher z tests at level ``alpha``.
 
     Knowledge is of the graph that is found. A required a -> b is there, and never tested. Where a -> b may not
     be, an edge has an arrowhead at a; where neither may be, it is a <-> b, since a latent cause is not
     ruled out. What comes in a later tier than both variables of a test is never conditioned on. The number of
     tests grows exponentially with the size of the possible d-separating sets: with more than some twenty
-    densely joined variables take `rfci`. Listed as conflicts are colliders and arrows that knowledge or the rest
-    of the graph contradicts; their ends keep the marks they had.
+    densely joined variables take `rfci`. Of a and b that are not adjacent the set of least dependence decides what is
+    a collider between them ("stable") or whether any set of the size that separated them holds it ("unanimous", the
+    rule of causal-learn). A test to which noise leaves no positive variance separates nothing. Listed as conflicts
+    are colliders and arrows that knowledge or the rest of the graph contradicts; their ends keep the marks they had.
 
     Raises:
-        MisuseError: alpha is not in (0, 1).
+        MisuseError: alpha is not in (0, 1), or there is no such rule for colliders.
         DataError: fewer than four records, or exact evidence whose variables are linearly dependent.
         ConfigurationError: the knowledge names unknown variables.
     """
-    return _search(_oracle(evidence, alpha, knowledge, "FCI"), evidence.names, knowledge)
+    if colliders not in COLLIDERS:
+        raise MisuseError(f"colliders is {colliders!r}. The rules of FCI are {', '.join(COLLIDERS)}.")
+    return _search(_oracle(evidence, alpha, knowledge, "FCI"), evidence.names, knowledge, colliders)
 
 
 def rfci(evidence: Evidence, alpha: float = 0.01, knowledge: Knowledge = NONE) -> Discovery:
@@ -54,16 +63,16 @@ def _oracle(evidence: Evidence, alpha: float, knowledge: Knowledge, method: str)
     return oracle
 
 
-def _search(oracle: Oracle, names: tuple[str, ...], knowledge: Knowledge) -> Discovery:
+def _search(oracle: Oracle, names: tuple[str, ...], knowledge: Knowledge, colliders: str = COLLIDERS[0]) -> Discovery:
     found = _skeleton(oracle, knowledge)
     marks = Marks.of(oracle.names, found.pairs, knowledge)
-    for triple in _colliders(marks, found):
+    for triple in _colliders(marks, _sets(found, colliders)):
         marks.collide(*triple)
     _separate_further(oracle, found, marks, knowledge)
-    marks = Marks.of(oracle.names, found.pairs, knowledge)
-    for triple in _colliders(marks, found):
+    marks, sets = Marks.of(oracle.names, found.pairs, knowledge), _sets(found, colliders)
+    for triple in _colliders(marks, sets):
         marks.collide(*triple)
-    close(marks, _sets(found))
+    close(marks, sets)
     return _discovery(marks, found, names)
 
 
@@ -76,12 +85,15 @@ def _skeleton(oracle: Oracle, knowledge: Knowledge) -> Skeleton:
     )
 
 
-def _colliders(marks: Marks, found: Skeleton) -> list[Triple]:
+def _colliders(marks: Marks, sets: Sets) -> list[Triple]:
     """R0: the unshielded triples whose middle is not in the set that separates the ends."""
-    return [(a, c, b) for a, c, b in marks.unshielded() if c not in found.separated[a, b].given]
+    return [(a, c, b) for a, c, b in marks.unshielded() if c not in sets[a, b]]
 
 
-def _sets(found: Skeleton) -> dict[Pair, frozenset[str]]:
+def _sets(found: Skeleton, colliders: str = COLLIDERS[0]) -> dict[Pair, frozenset[str]]:
+    """Of each pair the set that separates it, or the union of all that did."""
+    if colliders == "unanimous":
+        return {pair: frozenset().union(*sets) for pair, sets in found.sets.items()}
     return {pair: frozenset(answer.given) for pair, answer in found.separated.items()}
 
 
@@ -90,7 +102,9 @@ def _discovery(marks: Marks, found: Skeleton, names: tuple[str, ...]) -> Discove
 
 
 def _separate_further(oracle: Oracle, found: Skeleton, marks: Marks, knowledge: Knowledge) -> None:
-    """Test each edge given the subsets of its possible d-separating sets, level by level."""
+    """Test each edge given the subsets of its possible d-separating sets, level by level; not given those that the
+    adjacencies of its end offered before.
+    """
     around = {name: frozenset(others) for name, others in found.around(oracle.names).items()}
     possible = {name: _possible_d_sep(marks, name) for name in oracle.names}
     beyond: dict[Pair, list[tuple[list[str], frozenset[str]]]] = {}
@@ -106,16 +120,7 @@ def _separate_further(oracle: Oracle, found: Skeleton, marks: Marks, knowledge: 
         left = {pair: sides for pair, sides in beyond.items() if pair in found.pairs}
         if all(len(usable) < level for sides in left.values() for usable, _ in sides):
             break
-        found.test(oracle, _further_questions(left, level), level)
-
-
-def _further_questions(beyond: Mapping[Pair, list[tuple[list[str], frozenset[str]]]], level: int) -> Iterator[Question]:
-    """Each pair with each set of that size, none twice, and none that the adjacencies of its end offered before."""
-    for pair, sides in beyond.items():
-        sets = (
-            given for usable, known in sides for given in combinations(usable, level) if not known.issuperset(given)
-        )
-        yield from ((pair, given) for given in dict.fromkeys(sets))
+        found.test(oracle, [Ask(pair, sides) for pair, sides in left.items()], level)
 
 
 def _possible_d_sep(marks: Marks, a: str) -> frozenset[str]:
@@ -139,7 +144,7 @@ def _search_fast(oracle: Oracle, names: tuple[str, ...], knowledge: Knowledge) -
     while True:
         _check_triples(oracle, found, knowledge)
         marks = Marks.of(oracle.names, found.pairs, knowledge)
-        for triple in _colliders(marks, found):
+        for triple in _colliders(marks, _sets(found)):
             marks.collide(*triple)
         try:
             close(marks, _sets(found), lambda path, given: not _break(oracle, found, knowledge, path, given))
@@ -192,7 +197,7 @@ def _separate_within(
     if not any(_independent(oracle, found, pair, given) for given in tried):
         return
     for level in range(len(among) + 1):
-        found.test(oracle, ((pair, given) for given in combinations(sorted(among), level)), level)
+        found.test(oracle, [Ask(pair, [(sorted(among), ())])], level)
         if pair not in found.pairs:
             return
 

@@ -16,16 +16,20 @@ class Discovery:
 
     Attributes
     ----------
-    graph : the CPDAG, with what the knowledge directs, and always with a consistent extension; or the PAG (FCI).
+    graph : the CPDAG, with what the knowledge directs, and, unless triples are ambiguous, always with a consistent
+        extension; or the PAG (FCI).
     near_ties : pairs whose edge hung on a statistic or a score within 1e-6 of the line; the rounding of
         another machine may decide them otherwise, so a replay takes these as given.
     separating_sets : of each pair that tests separated, the set with the least dependence (PC, FCI; else empty).
     conflicts : the unshielded colliders on which the tests and the graph disagree, because no DAG has
         them all (PC; else empty); of FCI also (a, c, b) whose a and b cannot be marked as the rules ask, for
         the mark there is another already or the edge would close a directed cycle through c.
+    ambiguous : the unshielded triples (a, c, b), a < b, that conservative and majority colliders leave open (PC;
+        else empty). The graph concludes nothing from them, and a DAG with its arrows may need colliders there.
     """
 
     graph: CausalGraph
     near_ties: frozenset[Pair] = frozenset()
     separating_sets: Mapping[Pair, frozenset[str]] = field(default_factory=dict)
     conflicts: frozenset[Triple] = frozenset()
+    ambiguous: frozenset[Triple] = frozenset()

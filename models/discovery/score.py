@@ -104,9 +104,11 @@ class Score:
         return Score(names, correlation, count, cost, noise, gram, allowed, required)
 
     def of_parents(self, j: int, parents: int) -> float:
-        """The score of j with exactly these parents; -inf where they leave no residual variance."""
+        """The score of j with exactly these parents; -inf where they leave no residual variance, or noise made their
+        own correlations no such matrix.
+        """
         variance, _, _ = self._given(j, parents, [])
-        if variance <= _SINGULAR:
+        if variance <= _SINGULAR or (self.noise and not self._positive(members_of(parents))):
             return -math.inf
         return -self.count * math.log(variance) - self.cost * float(self._weigh(j, [members_of(parents)])[0])
 
@@ -151,6 +153,10 @@ class Score:
         covariances = corr[j, targets] - cross[:, 0] @ weights
         diagonal = 1 - (cross * weights).sum(axis=0)
         return float(diagonal[0]), covariances[1:], diagonal[1:]
+
+    def _positive(self, members: Order) -> bool:
+        block = self.correlation[np.ix_(members, members)]
+        return not members or float(np.linalg.eigvalsh(block)[0]) > _SINGULAR
 
     def _weigh(self, j: int, sets: Sequence[Order]) -> Floats:
         """(c,) the Σ (1 + V_k) of c sets of parents of j, all of one size.

@@ -8,10 +8,13 @@ correlation matrix: Fisher's z of the partial correlation, whose standard error 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations, islice
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from scipy.stats import norm
 from torch import Tensor
@@ -22,14 +25,16 @@ from causaldao.models.discovery.found import NEAR
 from causaldao.models.graph import Pair
 
 _CHUNK = 1 << 17
+_SMALL = 1 << 12
 _SINGULAR = 1e-12
 _NO_POWER = math.inf
 
 Question = tuple[Pair, tuple[str, ...]]
+Usable = Callable[[str, str, str], bool]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A test of a, b given S: |z| in units of its standard error, infinite where it cannot separate."""
 
     pair: Pair
@@ -37,18 +42,35 @@ class Answer:
     statistic: float
 
 
+class Ask(NamedTuple):
+    """A pair to be tested given each set of names of one of the ``pools``, none twice.
+
+    Beside each pool stands what was offered before: a set wholly within it is left out.
+    """
+
+    pair: Pair
+    pools: Sequence[tuple[Sequence[str], Collection[str]]]
+
+    def questions(self, level: int) -> Iterator[Question]:
+        """The questions whose sets have that size."""
+        for pool, known in self.pools:
+            yield from ((self.pair, s) for s in combinations(pool, level) if not level or not set(s).issubset(known))
+
+
 @dataclass(frozen=True)
 class Oracle:
     """What answers a search's questions of independence.
 
     ``run`` answers questions whose sets all have the size it is given, ``largest`` at most; an answer
-    separates its pair if the statistic is at most ``critical``.
+    separates its pair if the statistic is at most ``critical``. ``statistics``, if given, does so for many at once:
+    rows of positions (a, b, S) among the names, (B, 2 + |S|), to their statistics, (B,).
     """
 
     names: tuple[str, ...]
     run: Callable[[Iterator[Question], int], Iterator[Answer]]
     critical: float
     largest: int
+    statistics: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def of(cls, evidence: Evidence, alpha: float, method: str) -> Oracle:
@@ -64,26 +86,50 @@ class Oracle:
             raise DataError(f"{method} needs more than 3 records, and the evidence counts {evidence.count:.4g}.")
         names = tuple(sorted(evidence.names))
         largest = min(len(names) - 2, math.ceil(evidence.count) - 4)
-        return cls(names, PartialCorrelations.of(evidence.select(names)).run, float(norm.isf(alpha / 2)), largest)
+        tests = PartialCorrelations.of(evidence.select(names))
+        return cls(names, tests.run, float(norm.isf(alpha / 2)), largest, tests.checked)
+
+    def telling(self, asks: Iterable[Ask], level: int) -> Iterator[Answer]:
+        """The answers, given sets of that size, that separate their pair or are nearly on the line."""
+        if self.statistics is None:
+            for answer in self.run((question for ask in asks for question in ask.questions(level)), level):
+                if answer.statistic < self.critical + NEAR:
+                    yield answer
+            return
+        names = self.names
+        for rows in _batches(_rows(asks, {name: i for i, name in enumerate(names)}, level)):
+            statistics = self.statistics(torch.from_numpy(rows)).numpy()
+            told = np.flatnonzero(statistics < self.critical + NEAR)
+            for places, statistic in zip(rows[told].tolist(), statistics[told].tolist(), strict=True):
+                a, b, *given = [names[i] for i in places]
+                yield Answer((a, b), tuple(given), statistic)
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The pairs still adjacent, the test that separated each other tested pair, the near ties."""
+    """The pairs still adjacent, the test that separated each other tested pair, the near ties.
+
+    ``sets`` holds of each separated pair every set that did, of those asked about together with the best.
+    """
 
     pairs: set[Pair]
     separated: dict[Pair, Answer] = field(default_factory=dict)
     near: set[Pair] = field(default_factory=set)
+    sets: dict[Pair, list[tuple[str, ...]]] = field(default_factory=dict)
 
-    def test(self, oracle: Oracle, questions: Iterator[Question], level: int) -> None:
-        """Ask all questions; a pair that a test separates is taken away, with the test of the least statistic."""
-        found: dict[Pair, Answer] = {}
-        for answer in oracle.run(questions, level):
+    def test(self, oracle: Oracle, asks: Iterable[Ask], level: int) -> None:
+        """Ask all, given sets of that size; a pair that a test separates is taken away, with the test of the least
+        statistic.
+        """
+        found: dict[Pair, list[Answer]] = {}
+        for answer in oracle.telling(asks, level):
             if abs(answer.statistic - oracle.critical) < NEAR:
                 self.near.add(answer.pair)
-            if answer.statistic <= oracle.critical and _beats(answer, found.get(answer.pair)):
-                found[answer.pair] = answer
-        self.separated.update(found)
+            if answer.statistic <= oracle.critical:
+                found.setdefault(answer.pair, []).append(answer)
+        for pair, answers in found.items():
+            self.separated[pair] = min(answers, key=_by_dependence) if len(answers) > 1 else answers[0]
+            self.sets[pair] = [answer.given for answer in answers]
         self.pairs.difference_update(found)
 
     def around(self, names: Iterable[str]) -> dict[str, list[str]]:
@@ -95,38 +141,108 @@ class Skeleton:
         return {name: sorted(others) for name, others in around.items()}
 
 
+def _by_dependence(answer: Answer) -> tuple[float, tuple[str, ...]]:
+    """Least dependence first; on a tie the first set in name order."""
+    return answer.statistic, answer.given
+
+
 def stable_skeleton(
-    oracle: Oracle, pairs: Iterable[Pair], certain: Callable[[str, str], bool], usable: Callable[[str, str, str], bool]
+    oracle: Oracle, pairs: Iterable[Pair], certain: Callable[[str, str], bool] | None, usable: Usable | None = None
 ) -> Skeleton:
     """The skeleton among ``pairs`` by PC-stable: level by level, on the adjacencies at the start of the level.
 
-    Pairs that are ``certain`` are not tested; in a test of a, b from the side of a, the sets hold adjacencies
-    c of a with ``usable(a, b, c)`` only.
+    Pairs that are ``certain``, if that is given, are not tested; in a test of a, b from the side of a, the sets hold
+    adjacencies c of a with ``usable(a, b, c)`` only; without it any.
     """
     found = Skeleton(set(pairs))
-    certainly = {pair for pair in found.pairs if certain(*pair)}
+    certainly = {pair for pair in found.pairs if certain(*pair)} if certain else set()
+    around = found.around(oracle.names)
     for level in range(oracle.largest + 1):
+        found.test(oracle, _asks(sorted(found.pairs - certainly), around, level, usable), level)
         around = found.around(oracle.names)
-        found.test(oracle, _questions(sorted(found.pairs - certainly), around, level, usable), level)
-        if all(len(others) <= level + 1 for others in found.around(oracle.names).values()):
+        if all(len(others) <= level + 1 for others in around.values()):
             break
     return found
 
 
-def _beats(answer: Answer, other: Answer | None) -> bool:
-    """Whether a separating test shows less dependence; on a tie the first set in name order wins."""
-    return other is None or (answer.statistic, answer.given) < (other.statistic, other.given)
+def all_separating_sets(
+    oracle: Oracle, found: Skeleton, pairs: Collection[Pair], usable: Usable | None
+) -> dict[Pair, list[tuple[str, ...]]]:
+    """Of each of the pairs, which are not adjacent, all sets that separate it among the final adjacencies of one of
+    its ends: exponentially many tests in their number. Near ties are added to ``found``.
+    """
+    around, listed = found.around(oracle.names), sorted(pairs)
+    sets: dict[Pair, list[tuple[str, ...]]] = {pair: [] for pair in listed}
+    widest = max((len(around[name]) for pair in listed for name in pair), default=-1)
+    for level in range(min(widest, oracle.largest) + 1):
+        for answer in oracle.telling(_asks(listed, around, level, usable), level):
+            if abs(answer.statistic - oracle.critical) < NEAR:
+                found.near.add(answer.pair)
+            if answer.statistic <= oracle.critical:
+                sets[answer.pair].append(answer.given)
+    return sets
 
 
-def _questions(
-    pairs: Sequence[Pair], around: Mapping[str, Sequence[str]], level: int, usable: Callable[[str, str, str], bool]
-) -> Iterator[Question]:
-    """Each pair with each set of ``level`` usable adjacencies of one of its ends, none twice."""
-    for pair in pairs:
-        sides = [
-            combinations([c for c in around[a] if c != b and usable(a, b, c)], level) for a, b in (pair, pair[::-1])
-        ]
-        yield from ((pair, given) for given in dict.fromkeys(given for side in sides for given in side))
+def _asks(
+    pairs: Sequence[Pair], around: Mapping[str, Sequence[str]], level: int, usable: Usable | None
+) -> Iterator[Ask]:
+    """Each pair with each set of ``level`` usable adjacencies of one of its ends."""
+    if not level:  # most pairs there ever are, and nothing to choose from
+        nothing = (((), ()),)
+        yield from (Ask(pair, nothing) for pair in pairs)
+        return
+    for a, b in pairs:
+        first = [c for c in around[a] if c != b and (usable is None or usable(a, b, c))]
+        second = [c for c in around[b] if c != a and (usable is None or usable(b, a, c))]
+        yield Ask((a, b), [(first, ()), (second, frozenset(first))])
+
+
+def _rows(asks: Iterable[Ask], index: Mapping[str, int], level: int) -> Iterator[Integers]:
+    """The questions as positions (a, b, S), in blocks (m, 2 + level) of at most `_CHUNK`."""
+    listed = iter(asks)
+    while not level and (block := list(islice(listed, _CHUNK))):
+        yield np.array([(index[a], index[b]) for (a, b), _ in block], dtype=np.int64)
+    for ask in listed:
+        a, b = (index[name] for name in ask.pair)
+        for pool, known in ask.pools:
+            if len(pool) < level:
+                continue
+            places = np.array([index[name] for name in pool], dtype=np.int64)
+            new = np.array([name not in known for name in pool], dtype=np.bool_) if known else None
+            for chosen in _subsets(len(pool), level):
+                kept = chosen if new is None else chosen[new[chosen].any(axis=1)]
+                rows = np.empty((len(kept), 2 + level), dtype=np.int64)
+                rows[:, 0], rows[:, 1], rows[:, 2:] = a, b, places[kept]
+                yield rows
+
+
+def _batches(blocks: Iterable[Integers]) -> Iterator[Integers]:
+    """Blocks joined until they hold `_CHUNK` rows."""
+    held: list[Integers] = []
+    size = 0
+    for block in blocks:
+        held.append(block)
+        size += len(block)
+        if size >= _CHUNK:
+            yield np.concatenate(held)
+            held, size = [], 0
+    if size:
+        yield np.concatenate(held)
+
+
+def _subsets(n: int, size: int) -> Iterator[Integers]:
+    """All subsets of range(n) of a size, (m, size), in lexicographic order and blocks of at most `_CHUNK`."""
+    if math.comb(n, size) <= _SMALL:
+        yield _all_subsets(n, size)
+        return
+    chosen = combinations(range(n), size)
+    while block := list(islice(chosen, _CHUNK)):
+        yield np.array(block, dtype=np.int64)
+
+
+@lru_cache(maxsize=1024)
+def _all_subsets(n: int, size: int) -> Integers:
+    return np.array(list(combinations(range(n), size)), dtype=np.int64).reshape(math.comb(n, size), size)
 
 
 @dataclass(frozen=True)
@@ -153,11 +269,16 @@ class PartialCorrelations:
         index = {name: i for i, name in enumerate(self.names)}
         while batch := list(islice(questions, _CHUNK)):
             rows = torch.tensor([[index[n] for n in (*pair, *given)] for pair, given in batch])
-            statistics = self.statistics(rows)
-            if not self.noise and bool(statistics.isinf().any()):
-                self._refuse(batch[int(statistics.isinf().nonzero()[0])])
+            statistics = self.checked(rows)
             for (pair, given), statistic in zip(batch, statistics.tolist(), strict=True):
                 yield Answer(pair, given, statistic)
+
+    def checked(self, rows: Tensor) -> Tensor:
+        """`statistics`, refusing exact evidence in which a test does not exist."""
+        statistics = self.statistics(rows)
+        if not self.noise and bool(statistics.isinf().any()):
+            self._refuse(rows[int(statistics.isinf().nonzero()[0])].tolist())
+        return statistics
 
     def statistics(self, rows: Tensor) -> Tensor:
         """(B, 2 + |S|) indices (a, b, S) -> (B,) |z| / se; infinite where no positive variance is left."""
@@ -197,8 +318,8 @@ class PartialCorrelations:
     def _block(self, rows: Tensor, columns: Tensor) -> Tensor:
         return self.correlation[rows[:, :, None], columns[:, None, :]]
 
-    def _refuse(self, question: Question) -> None:
-        names = sorted([*question[0], *question[1]])
+    def _refuse(self, places: Sequence[int]) -> None:
+        names = sorted(self.names[i] for i in places)
         raise DataError(
             f"{', '.join(names)} are linearly dependent in the evidence, so their partial correlations do "
             "not exist. Drop one of them."

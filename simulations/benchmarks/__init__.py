@@ -21,6 +21,7 @@ NAMES = (
     "effects",
     "causal-unit",
     "identification",
+    "discovery",
 )
 
 

@@ -156,3 +156,13 @@ def test_equivalent_dags_have_one_cpdag_and_others_another() -> None:
         classes[cpdag_of(dag)].add((dag.skeleton(), dag.unshielded_colliders()))
     assert len(classes) == 11
     assert all(len(members) == 1 for members in classes.values())
+
+
+def test_nothing_is_concluded_from_an_ambiguous_triple() -> None:
+    chain = CausalGraph.cpdag([("a", "b")], [("b", "c")])
+    assert meek(chain).directed == {("a", "b"), ("b", "c")}
+    assert meek(chain, [("a", "b", "c")]) == chain
+    assert meek(chain, [("a", "c", "b")]).directed == {("a", "b"), ("b", "c")}, "another triple"
+    kite = CausalGraph.cpdag([("c", "b"), ("d", "b")], [("a", "c"), ("a", "d"), ("a", "b")])
+    assert ("a", "b") in meek(kite).directed
+    assert meek(kite, [("c", "a", "d")]) == kite

@@ -12,7 +12,7 @@ import torch
 
 from causaldao.errors import MisuseError
 from causaldao.simulations.attacks import ATTACKS
-from causaldao.simulations.benchmarks import aggregation, byzfl, causal_unit, run
+from causaldao.simulations.benchmarks import aggregation, byzfl, causal_unit, discovery, run
 from causaldao.simulations.benchmarks.demo import VARIANTS
 from causaldao.simulations.benchmarks.ledger import file_system
 from causaldao.simulations.benchmarks.scale import descendants
@@ -212,3 +212,16 @@ def test_real_rows_contradict_the_textbook() -> None:
     assert lalonde["experiment_here"]["interval"][0] < 1794 < lalonde["experiment_here"]["interval"][1]
     assert lalonde["unadjusted"] < -8000  # the adjusted ones are reported whatever they are
     assert set(lalonde) >= {"g-formula 1", "ipw 1", "aipw 1", "earnings_before_training"}
+
+
+def test_discovery_is_measured_on_other_problems_than_it_says() -> None:
+    found = run("discovery", parts=("agreement",), problems=1, weights=("strong",))
+    assert set(found["agreement"]["strong"]) == {"pc", "ges", "fci"}
+    for told in found["agreement"]["strong"].values():
+        assert told["alike"] + sum(told["causes"].values()) == told["of"] == 1
+    assert discovery.problem(3).equals(discovery.problem(3))
+    assert discovery.problem(3, latent=True).shape[1] < discovery.problem(3).shape[1]
+    once = discovery.once("pc", 6)
+    assert once["peak_mib"] >= once["before_mib"] > 50
+    with pytest.raises(MisuseError, match="no part sped; choose of agreement, scores, speed, growth"):
+        run("discovery", parts=("sped",))

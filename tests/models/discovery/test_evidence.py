@@ -203,3 +203,16 @@ def test_moments_that_are_none(moments: torch.Tensor) -> None:
         Evidence(("a", "b"), moments)
     with pytest.raises(ConfigurationError, match="differ"):
         Evidence(("a", "a"), torch.eye(3, dtype=torch.float64))
+
+
+def test_moments_whose_halves_differ() -> None:
+    moments = 9 * torch.eye(3, dtype=torch.float64)
+    moments[1, 2] = 5
+    with pytest.raises(DataError, match=r"symmetric.*differ by up to 5.*both halves"):
+        Evidence(("a", "b"), moments)
+
+
+def test_two_columns_of_one_name() -> None:
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 3)), columns=["a", "b", "a"])
+    with pytest.raises(DataError, match="2 columns are named 'a'"):
+        Evidence.from_data(frame)

@@ -290,6 +290,15 @@ def test_noise_that_leaves_no_variance_makes_no_parent() -> None:
         ges(Evidence(("a", "b"), impossible, noise=30.0), knowledge=Knowledge({("a", "b")}))
 
 
+def test_parents_whose_correlations_noise_made_impossible_are_no_parents() -> None:
+    moments = 1000 * torch.eye(5, dtype=torch.float64)
+    for i, j, value in ((1, 2, 1200), (1, 3, 1200), (2, 3, -1200)):
+        moments[i, j] = moments[j, i] = value
+    score = Score.of(Evidence(("a", "b", "c", "d"), moments, noise=30.0), PENALTY, NONE, "GES")
+    assert score.of_parents(3, 0b111) == -np.inf, "d is independent of all three, so its own variance tells nothing"
+    assert score.of_parents(3, 0b001) > -np.inf
+
+
 def test_misuse_is_told_with_the_choices() -> None:
     evidence = population(np.zeros((2, 2)))
     with pytest.raises(MisuseError, match="penalty is -1"):
