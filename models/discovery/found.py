@@ -23,9 +23,13 @@ class Discovery:
     conflicts : the unshielded colliders on which the tests and the graph disagree, because no DAG has
         them all (PC; else empty); of FCI also (a, c, b) whose a and b cannot be marked as the rules ask, for
         the mark there is another already or the edge would close a directed cycle through c.
+    ambiguous : the unshielded triples that the conservative or majority rule leaves undecided (PC; else empty).
+    notes : what the search could not do with this evidence, in words; empty if nothing was left out.
     """
 
     graph: CausalGraph
     near_ties: frozenset[Pair] = frozenset()
     separating_sets: Mapping[Pair, frozenset[str]] = field(default_factory=dict)
     conflicts: frozenset[Triple] = frozenset()
+    ambiguous: frozenset[Triple] = frozenset()
+    notes: tuple[str, ...] = ()
