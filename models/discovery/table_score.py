@@ -6,6 +6,7 @@ Dirichlet prior that is worth s records in all (the equivalent sample size)::
 
     Σ_i [ lnΓ(s/q) - lnΓ(s/q + N_ij) + Σ_k ( lnΓ(s/rq + N_ijk) - lnΓ(s/rq) ) ]
 
+on top of a prior over graphs in which every edge counts 1 / (d - 1) with d variables, as if each expected one parent;
 and the BIC (Schwarz, 1978) is Σ N_ijk ln(N_ijk / N_ij) - c/2 · ln n · (r - 1)·q, c = 1. Both give equivalent DAGs one
 score. q counts all joint levels of the parents, whether they occur or not.
 
@@ -38,14 +39,15 @@ _BIC = 1.0
 class TableScore:
     """The score of each variable given any parents; the interface of `score.Score`.
 
-    ``weight`` is the equivalent sample size of BDeu, the c of the BIC. ``skipped`` counts the (variable, parents)
-    whose table could not be made: they are not considered.
+    ``weight`` is the equivalent sample size of BDeu, the c of the BIC; ``edge`` what each parent costs beside that.
+    ``skipped`` holds the (variable, parents) whose table could not be made: they are not considered.
     """
 
     names: tuple[str, ...]
     tables: Tables
     kind: Kind
     weight: float
+    edge: float
     allowed: Sequence[int]
     required: Sequence[int]
     skipped: set[tuple[int, int]] = field(default_factory=set)
@@ -72,7 +74,8 @@ class TableScore:
                 "cannot tell from dependence. Take pc, fci or rfci, whose tests count the noise."
             )
         names = tuple(sorted(tables.names))
-        return TableScore(names, tables, kind, weight, *allowed_masks(names, knowledge))
+        edge = math.log(max(1, len(names) - 1)) if kind == "bdeu" else 0.0
+        return TableScore(names, tables, kind, weight, edge, *allowed_masks(names, knowledge))
 
     def of_parents(self, j: int, parents: int) -> float:
         """The score of j with exactly these parents; -inf where their table is too large to count."""
@@ -84,7 +87,7 @@ class TableScore:
                 known = -math.inf
             else:
                 q = math.prod(self._levels(i) for i in members_of(parents))
-                known = float(self._total(counts[:, 0, :, None], np.array([float(q)]), [1])[0])
+                known = self._total(counts[:, 0, :, None], np.array([float(q)]), [1], parents.bit_count())[0]
             self._known[j, parents] = known
         return known
 
@@ -101,8 +104,8 @@ class TableScore:
         if counts is not None:
             sizes = [self._levels(i) for i in new]
             q = math.prod(self._levels(i) for i in members_of(parents)) * np.array(sizes, dtype=np.float64)
-            scores = self._total(counts, q, sizes)
-            self._known.update({(j, parents | 1 << i): float(s) for i, s in zip(new, scores, strict=True)})
+            scores = self._total(counts, q, sizes, parents.bit_count() + 1)
+            self._known.update({(j, parents | 1 << i): s for i, s in zip(new, scores, strict=True)})
         return columns, np.array([self.of_parents(j, parents | 1 << i) - here for i in columns])
 
     def losses(self, j: int, parents: int) -> tuple[Order, Floats]:
@@ -129,9 +132,9 @@ class TableScore:
     def _levels(self, i: int) -> int:
         return self.tables.levels[self.tables.names.index(self.names[i])]
 
-    def _total(self, counts: Floats, q: Floats, sizes: Sequence[int]) -> Floats:
-        """(k,) the scores from counts (strata, r, sum of ``sizes``), the k candidates' levels one after another, each
-        with ``q`` joint levels of parents in all.
+    def _total(self, counts: Floats, q: Floats, sizes: Sequence[int], parents: int) -> list[float]:
+        """The k scores from counts (strata, r, sum of ``sizes``), the k candidates' levels one after another, each
+        with ``q`` joint levels of as many ``parents`` in all.
         """
         r = counts.shape[1]
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
@@ -139,10 +142,10 @@ class TableScore:
         if self.kind == "bic":
             cells = xlogy(counts, counts).sum(axis=(0, 1)) - xlogy(whole, whole).sum(axis=0)
             cost = self.weight / 2 * math.log(self.tables.count) * (r - 1) * q
-            return np.asarray(np.add.reduceat(cells, starts) - cost, dtype=np.float64)
+            return [float(score) for score in np.add.reduceat(cells, starts) - cost]
         prior = np.repeat(self.weight / q, sizes)
         cells = _log_rising(counts, prior / r).sum(axis=(0, 1)) - _log_rising(whole, prior).sum(axis=0)
-        return np.asarray(np.add.reduceat(cells, starts), dtype=np.float64)
+        return [float(score) - parents * self.edge for score in np.add.reduceat(cells, starts)]
 
 
 def _log_rising(counts: Floats, prior: Floats) -> Floats:
