@@ -276,7 +276,7 @@ class SharedTables:
     def _margin(self, key: Key) -> Floats:
         holding = self._holding(key)
         if not self.sigma:
-            holding = holding[:1]
+            holding = [(holding[0][0], 1)]  # they agree, and whole counts stay whole
         total = np.zeros([self.levels[i] for i in key])
         for found, rest in holding:
             total += self.tables[found].sum(axis=tuple(k for k, i in enumerate(found) if i not in key)) / rest
