@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ MAX_LEVELS = 1 << 10
 MAX_CELLS = 1 << 20  # of one table that is counted
 MAX_SHARED = 1 << 24  # of all tables that are shared
 _CACHED = 1 << 22  # cells, and codes of records, that are kept
+_BLOCK = 1 << 16  # codes that are counted at a time
 _DENSE = 1 << 16  # strata that are counted by their number; more are numbered as they are met
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -147,20 +148,23 @@ class LocalTables:
     def strata(self, given: Sequence[str], within: Sequence[str], others: Sequence[str]) -> Floats | None:
         """As `Tables.strata`; where there are many strata the empty ones are left out."""
         codes, q = self._numbered(tuple(sorted(_positions(self.names, given))))
-        inner, r = self._mixed(_positions(self.names, within))
-        last = _positions(self.names, others)
-        width = sum(self.levels[i] for i in last)
-        if q * r * max(self.levels[i] for i in last) > MAX_CELLS:
+        inner, last = _positions(self.names, within), _positions(self.names, others)
+        sizes = [self.levels[i] for i in last]
+        r, width = math.prod(self.levels[i] for i in inner), sum(sizes)
+        if q * r * max(sizes) > MAX_CELLS:
             return None
-        group = (codes * r + inner) * width
         counts = np.zeros(q * r * width, dtype=np.int64)
-        first = 0
-        for some in _chunked(last, max(1, _CACHED // max(1, len(group)))):
-            index = np.empty((len(some), len(group)), dtype=np.int64)
-            for row, i in enumerate(some):
-                np.add(group, self.codes[i], out=index[row])
+        # so many records at a time that they stay in the processor's cache, unless the counts do not
+        step = max(1, min(max(_BLOCK, 4 * counts.size), _CACHED) // len(last))
+        for start in range(0, len(codes), step):
+            group = codes[start : start + step]
+            for i in inner:
+                group = group * self.levels[i] + self.codes[i][start : start + step]
+            group = group * width
+            index = np.empty((len(last), len(group)), dtype=np.int64)
+            for row, (i, first) in enumerate(zip(last, accumulate(sizes, initial=0), strict=False)):
+                np.add(group, self.codes[i][start : start + step], out=index[row])
                 index[row] += first
-                first += self.levels[i]
             counts += np.bincount(index.ravel(), minlength=counts.size)
         return counts.reshape(q, r, width).astype(np.float64)
 
@@ -354,10 +358,6 @@ def _positions(names: tuple[str, ...], variables: Sequence[str]) -> Key:
     if len(set(where)) != len(where):
         raise MisuseError(f"A table takes each variable once, and {list(variables)} names one twice.")
     return where
-
-
-def _chunked(items: Key, size: int) -> list[Key]:
-    return [items[k : k + size] for k in range(0, len(items), size)]
 
 
 def _check_ways(d: int, m: int) -> None:

@@ -209,6 +209,7 @@ def test_colliders_by_the_share_of_sets_that_hold_the_middle() -> None:
     assert _collides(0.4, "majority")
     assert not _undecided(0.4, "majority")
     assert _undecided(0.5, "majority")
+    assert not _collides(0.5, "majority")
 
 
 def test_an_unknown_rule_for_colliders_is_refused_with_the_choices() -> None:
