@@ -24,7 +24,7 @@ from causaldao.models.knowledge import NONE, Knowledge
 
 # under other names, so that `discovery.boss` and `discovery.pc` stay the modules
 METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "pc": _pc, "ges": _ges, "fci": _fci, "rfci": _rfci}
-ON_TABLES = frozenset(METHODS)
+ON_TABLES = frozenset({"boss", "pc", "ges", "fci", "rfci"})
 
 __all__ = ["METHODS", "ON_TABLES", "Discovery", "LocalTables", "SharedTables", "Tables", "discover", "search"]
 

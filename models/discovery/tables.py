@@ -105,7 +105,8 @@ class LocalTables:
         Raises:
             DataError: a column that is constant, missing, or holds missing values, fractions (without bins) or
                 levels that are not declared; more than 1024 levels; no rows.
-            MisuseError: bins below 2; levels or bounds of a column that is not there, or that make no sense.
+            MisuseError: bins below 2; levels or bounds of a column that is not there, or that make no sense; bounds
+            without bins, or of a column whose levels are declared.
         """
         _check_options(frame, levels or {}, bins, bounds or {})
         names = tuple(str(name) for name in frame.columns)
@@ -378,6 +379,10 @@ def _check_options(
         raise MisuseError(f"{bad[0]!r} is declared with {levels[bad[0]]} levels. Give 2 to {MAX_LEVELS}.")
     if bins is not None and not 2 <= bins <= MAX_LEVELS:
         raise MisuseError(f"bins is {bins}. Give 2 to {MAX_LEVELS}, such as 4.")
+    if bounds and bins is None:
+        raise MisuseError(f"{min(bounds)!r} has bounds, but bins is not given: say into how many bins to cut it.")
+    if both := sorted(set(levels) & set(bounds)):
+        raise MisuseError(f"{both[0]!r} has levels and bounds. Give levels to what is coded, bounds to what is cut.")
     for name, (low, high) in bounds.items():
         if not (low < high and math.isfinite(abs(low) + abs(high))):
             raise MisuseError(f"{name!r} has bounds [{low}, {high}]: give two finite numbers, low < high.")

@@ -180,6 +180,10 @@ def test_bad_options_are_refused_with_the_choices() -> None:
         LocalTables.from_data(frame, bins=1)
     with pytest.raises(MisuseError, match="low < high"):
         LocalTables.from_data(frame, bins=3, bounds={"a": (1.0, 1.0)})
+    with pytest.raises(MisuseError, match="'a' has bounds, but bins is not given"):
+        LocalTables.from_data(frame, bounds={"a": (0.0, 1.0)})
+    with pytest.raises(MisuseError, match="'a' has levels and bounds"):
+        LocalTables.from_data(frame, {"a": 2}, bins=3, bounds={"a": (0.0, 1.0)})
     with pytest.raises(ConfigurationError, match="must differ"):
         LocalTables.from_data(frame.set_axis(["a", "a", "d"], axis=1))
     with pytest.raises(DataError, match="no rows"):
