@@ -75,13 +75,16 @@ def bench(
             "robustness: rules against attacks on real data. attacks: the demo's study under every attack. "
             "effects: real data with an answer of its own (NHEFS, LaLonde). "
             "causal-unit: graphs and counterfactuals learnt from planted models. "
-            "discovery: PC, GES, FCI and BOSS beside causal-learn: agreement, speed, growth."
+            "discovery: PC, GES, FCI and BOSS beside causal-learn: agreement, speed, growth. "
+            "networks: discovery on tables of known discrete networks, beside causal-learn."
         ),
     ],
     members: Annotated[int | None, typer.Option(help="Members of the federation (engine, scale).")] = None,
     parameters: Annotated[int | None, typer.Option(help="Parameters of the model (engine).")] = None,
     repeats: Annotated[int | None, typer.Option(help="Pairs of which the median is taken.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds (demo, causal-unit: 20, robustness: 5, attacks: 1).")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds (demo, causal-unit: 20, robustness, networks: 5, attacks: 1).")
+    ] = None,
     entries: Annotated[int | None, typer.Option(help="Entries of the large ledger (ledger: 1,000,000).")] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to aggregate: cpu, or cuda where PyTorch sees one (aggregation).")

@@ -1,4 +1,4 @@
-"""BOSS: best order score search on second moments (Andrews et al., 2023).
+"""BOSS: best order score search on second moments or tables (Andrews et al., 2023).
 
 A search over orders of the variables. Of an order, each variable takes its parents from those before it by
 growing a set while the score rises and then shrinking it; a grow-shrink tree remembers every set it met. One
@@ -6,7 +6,7 @@ move takes a variable out and puts it where the whole order scores best; moves g
 optima decide how good the outcome is, so the search starts anew from random orders and keeps the best; all
 starts share the trees. Greedy growth cannot see parents that help together but none of them alone.
 
-The score and its default penalty are those of `score.py`.
+The score and its default penalty are those of `score.py`, on tables those of `table_score.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import torch
 from causaldao.errors import DataError, MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
-from causaldao.models.discovery.score import PENALTY, Order, Score, members_of
+from causaldao.models.discovery.score import NO_START, LocalScore, Order, members_of
+from causaldao.models.discovery.table_score import Kind, local_score
+from causaldao.models.discovery.tables import Tables
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of
@@ -32,41 +34,43 @@ Scored = tuple[float, int]
 
 
 def boss(
-    evidence: Evidence,
-    penalty: float = PENALTY,
+    evidence: Evidence | Tables,
+    penalty: float | None = None,
     knowledge: Knowledge = NONE,
     generator: torch.Generator | None = None,
     restarts: int = 12,
+    score: Kind | None = None,
+    sample_size: float | None = None,
 ) -> Discovery:
-    """Find the CPDAG whose DAGs have the best Gaussian BIC that the search meets.
+    """Find the CPDAG whose DAGs have the best score that the search meets: the Gaussian BIC, or on tables ``score``.
 
     ``penalty`` is the c of the score, in units of log n for each parent: 2 by default (twice the BIC's own
     1), on exact and on noisy evidence alike, since noise is counted by the score. An edge needs a z of about
-    √(c·log n): 4.0 for 3,000 records, 4.8 for 100,000. ``restarts`` orders are tried: the sorted names, then
+    √(c·log n): 4.0 for 3,000 records, 4.8 for 100,000. On tables ``score``, ``sample_size`` and ``penalty`` are
+    those of `ges`. ``restarts`` orders are tried: the sorted names, then
     random ones from ``generator`` (seeded with 0 by default). The order of the columns does not matter.
     Knowledge prunes: a parent it rules out is never scored, a required one never left out.
 
     Raises:
-        MisuseError: restarts below 1 or a penalty that is not positive.
+        MisuseError: restarts below 1, a penalty or sample size that is not positive, or an option that the score
+            does not have.
         DataError: exact evidence whose variables are linearly dependent, evidence worth fewer than 3 records,
-            or noise that leaves no residual variance beside the required parents.
+            noise that leaves no residual variance beside the required parents, or tables with noise.
         ConfigurationError: the knowledge names unknown variables.
     """
-    if restarts < 1 or not 0 < penalty < math.inf:
+    if restarts < 1 or (penalty is not None and not 0 < penalty < math.inf):
         raise MisuseError(f"restarts is {restarts} and penalty {penalty}. Give one restart or more, a penalty > 0.")
     knowledge.check(evidence.names)
     names = sorted(evidence.names)
-    search = _Search(Score.of(evidence.select(names), penalty, knowledge, "BOSS"))
+    search = _Search(local_score(evidence, knowledge, "BOSS", penalty=penalty, score=score, sample_size=sample_size))
     draw = generator or torch.Generator().manual_seed(0)
     best, best_score = list(range(len(names))), -math.inf
     for start in _starts(names, knowledge, draw, restarts):
-        order, score = _climb(search, start)
-        if score > best_score + NEAR:
-            best, best_score = order, score
+        order, value = _climb(search, start)
+        if value > best_score + NEAR:
+            best, best_score = order, value
     if names and best_score == -math.inf:
-        raise DataError(
-            "Noise leaves no residual variance beside the required parents. Require fewer, or use more records."
-        )
+        raise DataError(NO_START)
     return _discovery(search, best, names, evidence.names, knowledge)
 
 
@@ -74,7 +78,7 @@ def boss(
 class _Search:
     """The score, whose sets are bit masks of positions in the sorted names, with its grow-shrink trees."""
 
-    score: Score
+    score: LocalScore
     trees: defaultdict[int, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(dict))
     shrunk: defaultdict[int, dict[int, Scored]] = field(default_factory=lambda: defaultdict(dict))
     projected: defaultdict[int, dict[int, Scored]] = field(default_factory=lambda: defaultdict(dict))
@@ -175,7 +179,7 @@ def _discovery(
         near |= {(min(a, b), max(a, b)) for a, b in _near_ties(search, j, parents, before, names)}
         before |= 1 << j
     graph = cpdag_of(CausalGraph.dag(edges, columns))
-    return Discovery(knowledge.orient(graph), frozenset(near))
+    return Discovery(knowledge.orient(graph), frozenset(near), notes=search.score.notes())
 
 
 def _near_ties(search: _Search, j: int, parents: int, before: int, names: Sequence[str]) -> Iterator[Pair]:

@@ -1,4 +1,4 @@
-"""FCI and RFCI on second moments: a PAG, where variables may share causes that were not measured.
+"""FCI and RFCI on second moments or tables: a PAG, where variables may share causes that were not measured.
 
 FCI (Spirtes et al., 1999) begins with the skeleton of PC-stable, with circles at all ends and with the unshielded
 colliders. Latent causes can hide what separates two variables from their adjacencies, so each edge is tested
@@ -13,6 +13,7 @@ marks say of causes holds.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 from causaldao.errors import MisuseError
@@ -21,6 +22,7 @@ from causaldao.models.discovery.found import NEAR, Discovery
 from causaldao.models.discovery.orientation import Marks, Path, Sets, Vetoed, close
 from causaldao.models.discovery.score import refuse_dependent
 from causaldao.models.discovery.skeleton import Ask, Oracle, Skeleton, stable_skeleton
+from causaldao.models.discovery.tables import Tables
 from causaldao.models.graph import ARROW, Pair, Triple
 from causaldao.models.knowledge import NONE, Knowledge
 
@@ -28,9 +30,9 @@ COLLIDERS = ("stable", "unanimous")
 
 
 def fci(
-    evidence: Evidence, alpha: float = 0.01, knowledge: Knowledge = NONE, colliders: str = COLLIDERS[0]
+    evidence: Evidence | Tables, alpha: float = 0.01, knowledge: Knowledge = NONE, colliders: str = COLLIDERS[0]
 ) -> Discovery:
-    """Find the PAG by FCI with two-sided Fisher z tests at level ``alpha``.
+    """Find the PAG by FCI at level ``alpha``: two-sided Fisher z tests, on tables G² tests.
 
     Knowledge is of the graph that is found. A required a -> b is there, and never tested. Where a -> b may not
     be, an edge has an arrowhead at a; where neither may be, it is a <-> b, since a latent cause is not
@@ -48,18 +50,21 @@ def fci(
     """
     if colliders not in COLLIDERS:
         raise MisuseError(f"colliders is {colliders!r}. The rules of FCI are {', '.join(COLLIDERS)}.")
-    return _search(_oracle(evidence, alpha, knowledge, "FCI"), evidence.names, knowledge, colliders)
+    oracle = _oracle(evidence, alpha, knowledge, "FCI")
+    return replace(_search(oracle, evidence.names, knowledge, colliders), notes=oracle.notes())
 
 
-def rfci(evidence: Evidence, alpha: float = 0.01, knowledge: Knowledge = NONE) -> Discovery:
+def rfci(evidence: Evidence | Tables, alpha: float = 0.01, knowledge: Knowledge = NONE) -> Discovery:
     """As `fci`, by the fewer tests of RFCI."""
-    return _search_fast(_oracle(evidence, alpha, knowledge, "RFCI"), evidence.names, knowledge)
+    oracle = _oracle(evidence, alpha, knowledge, "RFCI")
+    return replace(_search_fast(oracle, evidence.names, knowledge), notes=oracle.notes())
 
 
-def _oracle(evidence: Evidence, alpha: float, knowledge: Knowledge, method: str) -> Oracle:
+def _oracle(evidence: Evidence | Tables, alpha: float, knowledge: Knowledge, method: str) -> Oracle:
     oracle = Oracle.of(evidence, alpha, method)
     knowledge.check(evidence.names)
-    refuse_dependent(evidence, evidence.correlation().numpy())
+    if isinstance(evidence, Evidence):
+        refuse_dependent(evidence, evidence.correlation().numpy())
     return oracle
 
 

@@ -26,6 +26,7 @@ class Discovery:
         the mark there is another already or the edge would close a directed cycle through c.
     ambiguous : the unshielded triples (a, c, b), a < b, that conservative and majority colliders leave open (PC;
         else empty). The graph concludes nothing from them, and a DAG with its arrows may need colliders there.
+    notes : what the search could not do with this evidence, in words; empty if nothing was left out.
     """
 
     graph: CausalGraph
@@ -33,3 +34,4 @@ class Discovery:
     separating_sets: Mapping[Pair, frozenset[str]] = field(default_factory=dict)
     conflicts: frozenset[Triple] = frozenset()
     ambiguous: frozenset[Triple] = frozenset()
+    notes: tuple[str, ...] = ()

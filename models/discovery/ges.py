@@ -1,4 +1,4 @@
-"""GES: greedy equivalence search on second moments (Chickering, 2002), with a turning phase (Hauser & Bühlmann, 2012).
+"""GES: greedy equivalence search (Chickering, 2002), with a turning phase (Hauser & Bühlmann, 2012).
 
 A search over Markov equivalence classes, each held as its CPDAG and one of its DAGs. The forward phase joins
 two variables by the operator Insert(x, y, T) that raises the score most, until none does; the backward phase
@@ -9,9 +9,10 @@ alone, so its gain is a difference of local scores: those are computed for all x
 and an operator is looked at anew only when the surroundings of y have changed.
 
 In the large-sample limit forward and backward phase end in the true class (Chickering, 2002, theorem 17). The
-score is that of `score.py`. Under noise it gives the DAGs of a class slightly different scores, and knowledge
-may leave no DAG in which y has exactly the parents that an operator supposes. So a step is taken only if the
-score of the DAG at hand rises by it: the search ends, and never in a worse graph than it met.
+score is that of `score.py`, on tables that of `table_score.py`. Under noise it gives the DAGs of a class
+slightly different scores, and knowledge may leave no DAG in which y has exactly the parents that an operator
+supposes. So a step is taken only if the score of the DAG at hand rises by it: the search ends, and never in a
+worse graph than it met.
 
 With knowledge a class is the pattern that the knowledge directs further, and the operators are those of its
 undirected edges. That they then still reach every neighbour is not claimed.
@@ -26,35 +27,45 @@ from heapq import merge
 
 import numpy as np
 
-from causaldao.errors import DataError, MisuseError
+from causaldao.errors import DataError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
-from causaldao.models.discovery.score import PENALTY, Floats, Score, members_of
+from causaldao.models.discovery.score import NO_START, Floats, LocalScore, members_of
+from causaldao.models.discovery.table_score import Kind, local_score
+from causaldao.models.discovery.tables import Tables
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of, extension
 
 
-def ges(evidence: Evidence, penalty: float = PENALTY, knowledge: Knowledge = NONE, turning: bool = False) -> Discovery:
-    """Find the CPDAG that greedy equivalence search ends in, with the Gaussian BIC.
+def ges(
+    evidence: Evidence | Tables,
+    penalty: float | None = None,
+    knowledge: Knowledge = NONE,
+    turning: bool = False,
+    score: Kind | None = None,
+    sample_size: float | None = None,
+) -> Discovery:
+    """Find the CPDAG that greedy equivalence search ends in, with the Gaussian BIC, or on tables with ``score``.
 
-    ``penalty`` is the c of the score, in units of log n for each parent; ``turning`` adds the turning phase,
+    ``penalty`` is the c of the Gaussian BIC, in units of log n for each parent (2 by default), or of ``score`` "bic"
+    on tables, in units of log n / 2 for each parameter (1 by default: the BIC itself); ``sample_size`` is the
+    equivalent sample size of "bdeu", the default on tables (1 by default). ``turning`` adds the turning phase,
     which GES proper lacks. The outcome depends on nothing but the arguments, and the order of the columns
     does not matter. Knowledge prunes: a parent it rules out is never scored, a required edge stands from the
     start and is never taken away. Listed as near ties are the pairs whose operator would change the outcome's
     score by less than 1e-6, and those that tied with another pair for a step.
 
     Raises:
-        MisuseError: a penalty that is not positive.
+        MisuseError: a penalty or sample size that is not positive, or an option that the score does not have.
         DataError: exact evidence whose variables are linearly dependent, evidence worth fewer than 3 records,
-            or noise that leaves no residual variance beside the required parents.
+            noise that leaves no residual variance beside the required parents, or tables with noise.
         ConfigurationError: the knowledge names unknown variables.
     """
-    if not 0 < penalty < math.inf:
-        raise MisuseError(f"penalty is {penalty}. Give a number > 0, such as {PENALTY:g}.")
     knowledge.check(evidence.names)
     names = sorted(evidence.names)
-    search = _Search(Score.of(evidence.select(names), penalty, knowledge, "GES"), knowledge)
+    scores = local_score(evidence, knowledge, "GES", penalty=penalty, score=score, sample_size=sample_size)
+    search = _Search(scores, knowledge)
     place = search.start()
     turned = True
     while turned:
@@ -65,7 +76,7 @@ def ges(evidence: Evidence, penalty: float = PENALTY, knowledge: Knowledge = NON
             place, turned = search.climb(place, search.turns)
     last = [move for y in range(len(names)) for move in (*search.inserts(place, y), *search.deletes(place, y))]
     search.near.update(_pair(names, move) for move in last if abs(move.gain) < NEAR)
-    return Discovery(place.pattern.with_nodes(evidence.names), frozenset(search.near))
+    return Discovery(place.pattern.with_nodes(evidence.names), frozenset(search.near), notes=scores.notes())
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Search:
-    score: Score
+    score: LocalScore
     knowledge: Knowledge
     near: set[Pair] = field(default_factory=set)
     local: dict[tuple[int, int], float] = field(default_factory=dict)
@@ -147,9 +158,7 @@ class _Search:
         dag = CausalGraph.dag(self.knowledge.required, self.score.names)
         place = self._place(dag)
         if place.score == -math.inf:
-            raise DataError(
-                "Noise leaves no residual variance beside the required parents. Require fewer, or use more records."
-            )
+            raise DataError(NO_START)
         return place
 
     def climb(self, place: _Place, moves: Callable[[_Place, int], list[_Move]]) -> tuple[_Place, bool]:

@@ -1,4 +1,4 @@
-"""PC-stable on second moments: a skeleton by tests of partial correlation, then colliders, then Meek.
+"""PC-stable on second moments or tables: a skeleton by tests of independence, then colliders, then Meek.
 
 Spirtes & Glymour (1991); the order-independent skeleton is Colombo & Maathuis (2014), in `skeleton.py`, as are
 majority colliders; conservative ones are Ramsey, Spirtes & Zhang (2006).
@@ -14,6 +14,7 @@ from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import Discovery
 from causaldao.models.discovery.score import refuse_dependent
 from causaldao.models.discovery.skeleton import Oracle, Skeleton, Usable, all_separating_sets, stable_skeleton
+from causaldao.models.discovery.tables import Tables
 from causaldao.models.graph import CausalGraph, Pair, Triple
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import meek, nearest_extension
@@ -25,13 +26,13 @@ PRIORITIES = ("independence", "name")
 
 
 def pc(
-    evidence: Evidence,
+    evidence: Evidence | Tables,
     alpha: float = 0.01,
     knowledge: Knowledge = NONE,
     colliders: str = COLLIDERS[0],
     priority: str = PRIORITIES[0],
 ) -> Discovery:
-    """Find the CPDAG by PC-stable with two-sided Fisher z tests at level ``alpha``.
+    """Find the CPDAG by PC-stable at level ``alpha``: two-sided Fisher z tests, on tables G² tests.
 
     At each level every pair still adjacent is tested given all sets of that size from the adjacencies, at the
     start of the level, of either end; it is separated if a test does not reject, and the set of the least
@@ -63,7 +64,8 @@ def pc(
     if priority not in PRIORITIES:
         raise MisuseError(f"priority is {priority!r}. Colliders enter by {' or by '.join(PRIORITIES)}.")
     found = _search(Oracle.of(evidence, alpha, "PC"), evidence.names, knowledge, colliders, priority)
-    if evidence.count > evidence.d:  # after the search, which names the set if a test meets it
+    # after the search, which names the set if a test meets it
+    if isinstance(evidence, Evidence) and evidence.count > evidence.d:
         refuse_dependent(evidence, evidence.correlation().numpy())
     return found
 
@@ -84,7 +86,7 @@ def _search(
     graph, conflicts = _orient(bare, found, verdicts, knowledge, priority)
     sets = {pair: frozenset(test.given) for pair, test in found.separated.items()}
     ambiguous = frozenset(triple for triple, verdict in verdicts.items() if verdict is None)
-    return Discovery(graph, frozenset(found.near), sets, conflicts, ambiguous)
+    return Discovery(graph, frozenset(found.near), sets, conflicts, ambiguous, oracle.notes())
 
 
 def _verdicts(rule: str, oracle: Oracle, found: Skeleton, triples: Iterable[Triple], usable: Usable | None) -> Verdicts:

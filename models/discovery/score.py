@@ -46,7 +46,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -56,10 +56,44 @@ from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.knowledge import Knowledge
 
 PENALTY = 2.0
+NO_START = (
+    "The required parents have no score: noise leaves no residual variance beside them, or their table is too large. "
+    "Require fewer, or use more records."
+)
 _SINGULAR = 1e-10
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Order = list[int]
+
+
+class LocalScore(Protocol):
+    """What a search for the best score asks: sets of variables are bit masks of positions in ``names``.
+
+    ``allowed`` and ``required`` hold, for each variable, the mask of what may and must be its parents.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def allowed(self) -> Sequence[int]: ...
+    @property
+    def required(self) -> Sequence[int]: ...
+
+    def of_parents(self, j: int, parents: int) -> float:
+        """The score of j with exactly these parents; -inf where there is none."""
+        ...
+
+    def gains(self, j: int, parents: int, among: int) -> tuple[Order, Floats]:
+        """(candidates, the gain of each as one more parent of j); only what is allowed is looked at."""
+        ...
+
+    def losses(self, j: int, parents: int) -> tuple[Order, Floats]:
+        """(parents that are not required, the gain of leaving each out)."""
+        ...
+
+    def notes(self) -> tuple[str, ...]:
+        """What could not be scored, for the result."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -95,8 +129,7 @@ class Score:
             )
         refuse_dependent(evidence, correlation)
         names = evidence.names
-        allowed = [mask_of(a != b and knowledge.allows(a, b) for a in names) for b in names]
-        required = [mask_of((a, b) in knowledge.required for a in names) for b in names]
+        allowed, required = allowed_masks(names, knowledge)
         count, scale = evidence.count, evidence.covariance().diagonal().rsqrt()
         shift = evidence.mean() * scale
         gram = (torch.outer(shift, shift) + scale.square().diag()).numpy()
@@ -141,6 +174,9 @@ class Score:
         gain -= self.count * np.log1p(weights**2 / (inverse.diagonal() * variance))
         free = [i for i, member in enumerate(members) if not self.required[j] >> member & 1]
         return [members[i] for i in free], gain[free]
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     def _given(self, j: int, parents: int, columns: Order) -> tuple[float, Floats, Floats]:
         """Given the parents: (variance of j, its covariances with ``columns``, their variances)."""
@@ -192,6 +228,12 @@ def refuse_dependent(evidence: Evidence, correlation: Floats) -> None:
             f"Some of {', '.join(evidence.names)} are linearly dependent in {evidence.count:.6g} records. "
             "Drop variables that others determine, or use more records than variables."
         )
+
+
+def allowed_masks(names: Sequence[str], knowledge: Knowledge) -> tuple[list[int], list[int]]:
+    """For each name, the masks of what may and of what must be its parents."""
+    allowed = [mask_of(a != b and knowledge.allows(a, b) for a in names) for b in names]
+    return allowed, [mask_of((a, b) in knowledge.required for a in names) for b in names]
 
 
 def mask_of(flags: Iterator[bool]) -> int:

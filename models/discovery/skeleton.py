@@ -1,8 +1,9 @@
-"""Skeletons by tests of partial correlation on second moments, shared by the methods that rest on such tests.
+"""Skeletons by tests of conditional independence, shared by the methods that rest on such tests.
 
-The order-independent skeleton of Colombo & Maathuis (2014). All tests of a level run in one batch on the
-correlation matrix: Fisher's z of the partial correlation, whose standard error joins the sampling error
-1/√(n - |S| - 3) with the privacy error of noisy evidence (the delta method of `evidence.partial`, batched).
+The order-independent skeleton of Colombo & Maathuis (2014). On second moments all tests of a level run in one batch
+on the correlation matrix: Fisher's z of the partial correlation, whose standard error joins the sampling error
+1/√(n - |S| - 3) with the privacy error of noisy evidence (the delta method of `evidence.partial`, batched). On
+tables they are the tests of `gsquare.py`, in batches that share a set and one end of the pair.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 from causaldao.errors import DataError, MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR
+from causaldao.models.discovery.gsquare import g_square, noisy_square, normal_score
+from causaldao.models.discovery.tables import Floats, Tables
 from causaldao.models.graph import Pair
 
 _CHUNK = 1 << 17
@@ -63,7 +66,8 @@ class Oracle:
 
     ``run`` answers questions whose sets all have the size it is given, ``largest`` at most; an answer
     separates its pair if the statistic is at most ``critical``. ``statistics``, if given, does so for many at once:
-    rows of positions (a, b, S) among the names, (B, 2 + |S|), to their statistics, (B,).
+    rows of positions (a, b, S) among the names, (B, 2 + |S|), to their statistics, (B,). ``notes`` tells, after a
+    search, what could not be tested.
     """
 
     names: tuple[str, ...]
@@ -71,10 +75,12 @@ class Oracle:
     critical: float
     largest: int
     statistics: Callable[[Tensor], Tensor] | None = None
+    notes: Callable[[], tuple[str, ...]] = tuple
 
     @classmethod
-    def of(cls, evidence: Evidence, alpha: float, method: str) -> Oracle:
-        """Two-sided Fisher z tests at level ``alpha``, over the sorted names; ``method`` is named in errors.
+    def of(cls, evidence: Evidence | Tables, alpha: float, method: str) -> Oracle:
+        """Two-sided Fisher z tests on moments, G² tests on tables, at level ``alpha``, over the sorted names;
+        ``method`` is named in errors.
 
         Raises:
             MisuseError: alpha is not in (0, 1).
@@ -85,6 +91,9 @@ class Oracle:
         if evidence.count <= 3:
             raise DataError(f"{method} needs more than 3 records, and the evidence counts {evidence.count:.4g}.")
         names = tuple(sorted(evidence.names))
+        if not isinstance(evidence, Evidence):
+            counts, largest = CountTests.of(evidence), min(len(names), evidence.most) - 2
+            return cls(names, counts.run, float(norm.isf(alpha / 2)), largest, notes=counts.notes)
         largest = min(len(names) - 2, math.ceil(evidence.count) - 4)
         tests = PartialCorrelations.of(evidence.select(names))
         return cls(names, tests.run, float(norm.isf(alpha / 2)), largest, tests.checked)
@@ -324,6 +333,80 @@ class PartialCorrelations:
             f"{', '.join(names)} are linearly dependent in the evidence, so their partial correlations do "
             "not exist. Drop one of them."
         )
+
+
+@dataclass(frozen=True)
+class CountTests:
+    """Tests of independence on tables.
+
+    A test without degrees of freedom (in every stratum one of the two has a single level, or no record), or of a
+    table too large to count, has no power: it never separates, and `notes` tells how many there were.
+    """
+
+    tables: Tables
+    sizes: Mapping[str, int]
+    noisy: bool
+    powerless: set[Question] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, tables: Tables) -> CountTests:
+        """Raises DataError for a variable of which fewer than two levels can be seen."""
+        for name in tables.names:
+            seen = tables.table([name]) > 3 * tables.noise([name])
+            if np.count_nonzero(seen) < 2:
+                raise DataError(
+                    f"Variable {name!r} has {np.count_nonzero(seen)} levels that occur in the tables: it is constant "
+                    "or drowned in noise. Drop it, or use more records or a larger epsilon."
+                )
+        sizes = dict(zip(tables.names, tables.levels, strict=True))
+        return cls(tables, sizes, any(tables.noise([name]) for name in tables.names))
+
+    def run(self, questions: Iterator[Question], level: int) -> Iterator[Answer]:
+        """Answer the questions, all with sets of size ``level``, in batches."""
+        while batch := list(dict.fromkeys(islice(questions, _CHUNK))):
+            groups: dict[tuple[tuple[str, ...], str], list[int]] = {}
+            for place, ((a, _), given) in enumerate(batch):
+                groups.setdefault((given, a), []).append(place)
+            statistic, free = np.zeros(len(batch)), np.zeros(len(batch))
+            for (given, a), places in groups.items():
+                others = [batch[place][0][1] for place in places]
+                statistic[places], free[places] = self._test(given, a, others)
+            self.powerless.update(batch[place] for place in np.flatnonzero(free == 0))
+            scores = np.where(free > 0, normal_score(statistic, free), _NO_POWER)
+            for (pair, given), score in zip(batch, scores.tolist(), strict=True):
+                yield Answer(pair, given, score)
+
+    def notes(self) -> tuple[str, ...]:
+        """What could not be tested, for the result."""
+        told = []
+        if self.tables.most < len(self.tables.names):
+            told.append(
+                f"no set of more than {self.tables.most - 2} variables was tested, for the tables have "
+                f"{self.tables.most} variables: edges may stand that larger sets would separate"
+            )
+        if self.powerless:
+            pair, given = min(self.powerless)
+            told.append(
+                f"{len(self.powerless)} tests had no power and separated nothing, such as {pair[0]}, {pair[1]} given "
+                f"{', '.join(given) or 'nothing'}"
+            )
+        return tuple(told)
+
+    def _test(self, given: tuple[str, ...], a: str, others: list[str]) -> tuple[Floats, Floats]:
+        counts = self.tables.strata(given, [a], others)
+        if counts is None and len(others) > 1:  # one of them may be too large
+            parts = [self._test(given, a, [b]) for b in others]
+            return np.concatenate([s for s, _ in parts]), np.concatenate([f for _, f in parts])
+        if counts is None:
+            return np.zeros(1), np.zeros(1)
+        sizes = [self.sizes[b] for b in others]
+        if not self.noisy:
+            return g_square(counts, sizes)
+        tested = [
+            noisy_square(part, self.tables.noise([*given, a, b]))
+            for b, part in zip(others, np.split(counts, np.cumsum(sizes)[:-1], axis=2), strict=True)
+        ]
+        return np.array([s for s, _ in tested]), np.array([f for _, f in tested])
 
 
 def _regress(block: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:

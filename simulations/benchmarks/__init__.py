@@ -22,6 +22,7 @@ NAMES = (
     "causal-unit",
     "identification",
     "discovery",
+    "networks",
 )
 
 
