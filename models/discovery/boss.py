@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from causaldao.errors import DataError, MisuseError
+from causaldao.models.discovery.block_score import LocalScore, local_score
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
-from causaldao.models.discovery.score import PENALTY, Order, Score, members_of
+from causaldao.models.discovery.score import Order, members_of
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of
@@ -33,7 +34,7 @@ Scored = tuple[float, int]
 
 def boss(
     evidence: Evidence,
-    penalty: float = PENALTY,
+    penalty: float | None = None,
     knowledge: Knowledge = NONE,
     generator: torch.Generator | None = None,
     restarts: int = 12,
@@ -41,7 +42,8 @@ def boss(
     """Find the CPDAG whose DAGs have the best Gaussian BIC that the search meets.
 
     ``penalty`` is the c of the score, in units of log n for each parent: 2 by default (twice the BIC's own
-    1), on exact and on noisy evidence alike, since noise is counted by the score. An edge needs a z of about
+    1), on exact and on noisy evidence alike, since noise is counted by the score; for each parameter, and 1 by
+    default, on evidence of blocks. An edge needs a z of about
     √(c·log n): 4.0 for 3,000 records, 4.8 for 100,000. ``restarts`` orders are tried: the sorted names, then
     random ones from ``generator`` (seeded with 0 by default). The order of the columns does not matter.
     Knowledge prunes: a parent it rules out is never scored, a required one never left out.
@@ -52,11 +54,11 @@ def boss(
             or noise that leaves no residual variance beside the required parents.
         ConfigurationError: the knowledge names unknown variables.
     """
-    if restarts < 1 or not 0 < penalty < math.inf:
+    if restarts < 1 or (penalty is not None and not 0 < penalty < math.inf):
         raise MisuseError(f"restarts is {restarts} and penalty {penalty}. Give one restart or more, a penalty > 0.")
     knowledge.check(evidence.names)
     names = sorted(evidence.names)
-    search = _Search(Score.of(evidence.select(names), penalty, knowledge, "BOSS"))
+    search = _Search(local_score(evidence.select(names), penalty, knowledge, "BOSS"))
     draw = generator or torch.Generator().manual_seed(0)
     best, best_score = list(range(len(names))), -math.inf
     for start in _starts(names, knowledge, draw, restarts):
@@ -74,7 +76,7 @@ def boss(
 class _Search:
     """The score, whose sets are bit masks of positions in the sorted names, with its grow-shrink trees."""
 
-    score: Score
+    score: LocalScore
     trees: defaultdict[int, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(dict))
     shrunk: defaultdict[int, dict[int, Scored]] = field(default_factory=lambda: defaultdict(dict))
     projected: defaultdict[int, dict[int, Scored]] = field(default_factory=lambda: defaultdict(dict))

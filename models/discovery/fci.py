@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import combinations, pairwise
 
+from causaldao.models.discovery.blocks import standardised
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
 from causaldao.models.discovery.orientation import Marks, Path, Vetoed, close
@@ -50,7 +51,7 @@ def rfci(evidence: Evidence, alpha: float = 0.01, knowledge: Knowledge = NONE) -
 def _oracle(evidence: Evidence, alpha: float, knowledge: Knowledge, method: str) -> Oracle:
     oracle = Oracle.of(evidence, alpha, method)
     knowledge.check(evidence.names)
-    refuse_dependent(evidence, evidence.correlation().numpy())
+    refuse_dependent(evidence, standardised(evidence))
     return oracle
 
 

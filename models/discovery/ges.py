@@ -27,18 +27,22 @@ from heapq import merge
 import numpy as np
 
 from causaldao.errors import DataError, MisuseError
+from causaldao.models.discovery.block_score import LocalScore, local_score
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
-from causaldao.models.discovery.score import PENALTY, Floats, Score, members_of
+from causaldao.models.discovery.score import Floats, members_of
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of, extension
 
 
-def ges(evidence: Evidence, penalty: float = PENALTY, knowledge: Knowledge = NONE, turning: bool = False) -> Discovery:
+def ges(
+    evidence: Evidence, penalty: float | None = None, knowledge: Knowledge = NONE, turning: bool = False
+) -> Discovery:
     """Find the CPDAG that greedy equivalence search ends in, with the Gaussian BIC.
 
-    ``penalty`` is the c of the score, in units of log n for each parent; ``turning`` adds the turning phase,
+    ``penalty`` is the c of the score, in units of log n for each parent, 2 by default (on evidence of blocks for
+    each parameter, and 1); ``turning`` adds the turning phase,
     which GES proper lacks. The outcome depends on nothing but the arguments, and the order of the columns
     does not matter. Knowledge prunes: a parent it rules out is never scored, a required edge stands from the
     start and is never taken away. Listed as near ties are the pairs whose operator would change the outcome's
@@ -50,11 +54,11 @@ def ges(evidence: Evidence, penalty: float = PENALTY, knowledge: Knowledge = NON
             or noise that leaves no residual variance beside the required parents.
         ConfigurationError: the knowledge names unknown variables.
     """
-    if not 0 < penalty < math.inf:
-        raise MisuseError(f"penalty is {penalty}. Give a number > 0, such as {PENALTY:g}.")
+    if penalty is not None and not 0 < penalty < math.inf:
+        raise MisuseError(f"penalty is {penalty}. Give a number > 0, such as 2.")
     knowledge.check(evidence.names)
     names = sorted(evidence.names)
-    search = _Search(Score.of(evidence.select(names), penalty, knowledge, "GES"), knowledge)
+    search = _Search(local_score(evidence.select(names), penalty, knowledge, "GES"), knowledge)
     place = search.start()
     turned = True
     while turned:
@@ -135,7 +139,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Search:
-    score: Score
+    score: LocalScore
     knowledge: Knowledge
     near: set[Pair] = field(default_factory=set)
     local: dict[tuple[int, int], float] = field(default_factory=dict)

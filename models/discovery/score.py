@@ -95,8 +95,7 @@ class Score:
             )
         refuse_dependent(evidence, correlation)
         names = evidence.names
-        allowed = [mask_of(a != b and knowledge.allows(a, b) for a in names) for b in names]
-        required = [mask_of((a, b) in knowledge.required for a in names) for b in names]
+        allowed, required = parent_masks(names, knowledge)
         count, scale = evidence.count, evidence.covariance().diagonal().rsqrt()
         shift = evidence.mean() * scale
         gram = (torch.outer(shift, shift) + scale.square().diag()).numpy()
@@ -186,6 +185,12 @@ def refuse_dependent(evidence: Evidence, correlation: Floats) -> None:
             f"Some of {', '.join(evidence.names)} are linearly dependent in {evidence.count:.6g} records. "
             "Drop variables that others determine, or use more records than variables."
         )
+
+
+def parent_masks(names: Sequence[str], knowledge: Knowledge) -> tuple[list[int], list[int]]:
+    """For each variable the mask of what may be its parents, and of what must."""
+    allowed = [mask_of(a != b and knowledge.allows(a, b) for a in names) for b in names]
+    return allowed, [mask_of((a, b) in knowledge.required for a in names) for b in names]
 
 
 def mask_of(flags: Iterator[bool]) -> int:

@@ -17,11 +17,13 @@ from scipy.stats import norm
 from torch import Tensor
 
 from causaldao.errors import DataError, MisuseError
+from causaldao.models.discovery.blocks import BlockTests, Whitened
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR
 from causaldao.models.graph import Pair
 
 _CHUNK = 1 << 17
+_BLOCK_CHUNK = 1 << 11
 _SINGULAR = 1e-12
 _NO_POWER = math.inf
 
@@ -52,11 +54,13 @@ class Oracle:
 
     @classmethod
     def of(cls, evidence: Evidence, alpha: float, method: str) -> Oracle:
-        """Two-sided Fisher z tests at level ``alpha``, over the sorted names; ``method`` is named in errors.
+        """Tests at level ``alpha`` over the sorted names: two-sided Fisher z tests, or Wilks' tests between blocks of
+        features (`blocks.py`); ``method`` is named in errors.
 
         Raises:
             MisuseError: alpha is not in (0, 1).
-            DataError: fewer than four records, or a variable without variance.
+            DataError: fewer than four records, no more records than columns of features, or a variable without
+                variance.
         """
         if not 0 < alpha < 1:
             raise MisuseError(f"alpha is {alpha}. Give a level in (0, 1), such as 0.01.")
@@ -64,7 +68,9 @@ class Oracle:
             raise DataError(f"{method} needs more than 3 records, and the evidence counts {evidence.count:.4g}.")
         names = tuple(sorted(evidence.names))
         largest = min(len(names) - 2, math.ceil(evidence.count) - 4)
-        return cls(names, PartialCorrelations.of(evidence.select(names)).run, float(norm.isf(alpha / 2)), largest)
+        chosen = evidence.select(names)
+        run = _blocks(chosen) if evidence.blocks else PartialCorrelations.of(chosen).run
+        return cls(names, run, float(norm.isf(alpha / 2)), largest)
 
 
 @dataclass(frozen=True)
@@ -154,10 +160,7 @@ class PartialCorrelations:
         while batch := list(islice(questions, _CHUNK)):
             rows = torch.tensor([[index[n] for n in (*pair, *given)] for pair, given in batch])
             statistics = self.statistics(rows)
-            if not self.noise and bool(statistics.isinf().any()):
-                self._refuse(batch[int(statistics.isinf().nonzero()[0])])
-            for (pair, given), statistic in zip(batch, statistics.tolist(), strict=True):
-                yield Answer(pair, given, statistic)
+            yield from _answered(batch, statistics.tolist(), self.noise)
 
     def statistics(self, rows: Tensor) -> Tensor:
         """(B, 2 + |S|) indices (a, b, S) -> (B,) |z| / se; infinite where no positive variance is left."""
@@ -197,12 +200,27 @@ class PartialCorrelations:
     def _block(self, rows: Tensor, columns: Tensor) -> Tensor:
         return self.correlation[rows[:, :, None], columns[:, None, :]]
 
-    def _refuse(self, question: Question) -> None:
-        names = sorted([*question[0], *question[1]])
-        raise DataError(
-            f"{', '.join(names)} are linearly dependent in the evidence, so their partial correlations do "
-            "not exist. Drop one of them."
-        )
+
+def _blocks(evidence: Evidence) -> Callable[[Iterator[Question], int], Iterator[Answer]]:
+    """What answers questions on evidence of blocks."""
+    tests = BlockTests(Whitened.of(evidence))
+
+    def run(questions: Iterator[Question], _: int) -> Iterator[Answer]:
+        while batch := list(islice(questions, _BLOCK_CHUNK)):
+            yield from _answered(batch, tests.answers(batch), evidence.noise)
+
+    return run
+
+
+def _answered(batch: Sequence[Question], statistics: Sequence[float], noise: float) -> Iterator[Answer]:
+    """The answers; an infinite statistic of exact evidence is refused, for only dependent variables have it."""
+    for (pair, given), statistic in zip(batch, statistics, strict=True):
+        if not noise and math.isinf(statistic):
+            raise DataError(
+                f"{', '.join(sorted([*pair, *given]))} are linearly dependent in the evidence, so their partial "
+                "correlations do not exist. Drop one of them."
+            )
+        yield Answer(pair, given, statistic)
 
 
 def _regress(block: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
