@@ -76,7 +76,7 @@ class BlockScore:
             DataError: fewer records than columns, a variable without variance or drowned in noise, exact evidence whose
                 blocks are linearly dependent.
         """
-        whitened = Whitened.of(evidence)
+        whitened = Whitened.of(evidence).broad()
         matrix, gram = whitened.matrix.numpy(), whitened.gram.numpy()
         refuse_dependent(evidence, matrix)
         return BlockScore(

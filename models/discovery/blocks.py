@@ -2,9 +2,14 @@
 
 Each block is first written in principal directions of its own, of unit variance: directions with less than `FLOOR`
 of a standardised column's variance are left out, and of noisy evidence those whose variance is below three standard
-deviations of the noise on it. That does the work of a ridge: Fourier features of one number are nearly collinear, and
-inverting what is left costs neither precision nor much noise. What remains is the matrix K of all directions, whose
-diagonal blocks are identities, and their coefficients T on (1, z), K = T M Tᵀ / n.
+deviations of the noise on it. (Noisy columns are divided by a little more than their standard deviations first, lest
+one that hardly varies lend its noise to all directions.) That does the work of a ridge: Fourier features of one number
+are nearly collinear, and inverting what is left costs neither precision nor much noise. What remains is the matrix K
+of all directions, whose diagonal blocks are identities, and their coefficients T on (1, z), K = T M Tᵀ / n.
+
+A variable in S is regressed on with all its directions; of a and b only the broad ones are tested, those with `BROAD`
+of their block's variance or as much as an average column. So RCoT (Strobl, Zhang & Visweswaran, 2019) takes 5 features
+of a and b and 100 of S: what the regressions cannot fit is taken for dependence, and few directions have more power.
 
 Given S, regression on its directions leaves residuals of a and b with covariances A, B and cross-covariance C; the
 canonical correlations r of the residuals are the singular values of A^-½ C B^-½. Wilks' statistic with Bartlett's
@@ -24,7 +29,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -35,8 +41,10 @@ from causaldao.errors import DataError
 from causaldao.models.discovery.evidence import Evidence, Floats
 from causaldao.models.graph import Pair
 
-FLOOR = 0.02
+FLOOR = 1e-3
+BROAD = 0.05
 _CLEAR = 3.0
+_DAMPING = 10.0
 _SINGULAR = 1e-10
 _UNDERFLOW = -600.0
 
@@ -48,7 +56,8 @@ class Whitened:
     Attributes
     ----------
     names : the variables.
-    places : the directions of each.
+    places : the directions of each, by falling variance.
+    tested : how many of them, the first, are broad enough to be tested and scored.
     matrix : (k, k) K, the correlations, with identities on the diagonal.
     gram : (k, k) the products of the directions' coefficients on (1, z).
     count, noise : of the evidence.
@@ -56,6 +65,7 @@ class Whitened:
 
     names: tuple[str, ...]
     places: tuple[range, ...]
+    tested: tuple[int, ...]
     matrix: Tensor
     gram: Tensor
     count: float
@@ -74,19 +84,29 @@ class Whitened:
                 f"The evidence counts {evidence.count:.4g} records for {evidence.d} columns of features: give more "
                 f"than {evidence.d + 1}, or a map of fewer features."
             )
-        parts, places, start = [], [], 0
+        parts, places, tested, start = [], [], [], 0
         for name in evidence.names:
-            part = _directions(evidence, name)
+            part, broad = _directions(evidence, name)
             parts.append(part)
             places.append(range(start, start + len(part)))
+            tested.append(broad)
             start += len(part)
         to = torch.cat(parts)
         matrix = to @ evidence.moments @ to.T / evidence.count
-        return Whitened(evidence.names, tuple(places), matrix, to @ to.T, evidence.count, evidence.noise)
+        return Whitened(evidence.names, tuple(places), tuple(tested), matrix, to @ to.T, evidence.count, evidence.noise)
+
+    def broad(self) -> Whitened:
+        """The tested directions alone."""
+        kept = [c for place, most in zip(self.places, self.tested, strict=True) for c in place[:most]]
+        ends = accumulate(self.tested)
+        places = tuple(range(end - most, end) for end, most in zip(ends, self.tested, strict=True))
+        return replace(self, places=places, matrix=self.matrix[kept][:, kept], gram=self.gram[kept][:, kept])
 
 
-def _directions(evidence: Evidence, name: str) -> Tensor:
-    """(r, k+1) coefficients on (1, z) of the principal directions of the variable's block, with unit variances."""
+def _directions(evidence: Evidence, name: str) -> tuple[Tensor, int]:
+    """(r, k+1) coefficients on (1, z) of the principal directions of the variable's block, with unit variances, and how
+    many of them are to be tested.
+    """
     columns = list(evidence.columns(name))
     variances = evidence.covariance().diagonal()[columns]
     if evidence.noise == 0 and bool((variances <= _SINGULAR).any()):
@@ -95,12 +115,13 @@ def _directions(evidence: Evidence, name: str) -> Tensor:
             f"Column {place + 1} of {len(columns)} of {name!r} has variance {float(variances.min()):.3g} in "
             f"{evidence.count:.6g} records: it is constant, or a level that no record has. Drop it."
         )
-    able = [c for c, variance in zip(columns, variances.tolist(), strict=True) if variance > 0]
-    mean, deviations = evidence.mean()[able], evidence.covariance().diagonal()[able].sqrt()
-    values, vectors = torch.linalg.eigh(evidence.covariance()[able][:, able] / torch.outer(deviations, deviations))
-    directions = vectors.T / deviations
+    mean, covariance = evidence.mean()[columns], evidence.covariance()[columns][:, columns]
+    error = evidence.noise / evidence.count
+    deviations = (variances + _DAMPING * error * (1 + mean.square())).clamp_min(_SINGULAR).sqrt()
+    values, vectors = torch.linalg.eigh(covariance / torch.outer(deviations, deviations))
+    values, directions = values.flip(0), vectors.T.flip(0) / deviations
     shift = -directions @ mean
-    unclear = _CLEAR * evidence.noise / evidence.count * (directions.square().sum(dim=1) + shift.square())
+    unclear = _CLEAR * error * (directions.square().sum(dim=1) + shift.square())
     kept = values > unclear.clamp_min(FLOOR)
     if not bool(kept.any()):
         raise DataError(
@@ -109,9 +130,9 @@ def _directions(evidence: Evidence, name: str) -> Tensor:
         )
     found = torch.zeros(int(kept.sum()), evidence.d + 1, dtype=torch.float64)
     scale = values[kept].rsqrt()
-    found[:, [c + 1 for c in able]] = directions[kept] * scale[:, None]
+    found[:, [c + 1 for c in columns]] = directions[kept] * scale[:, None]
     found[:, 0] = shift[kept] * scale
-    return found
+    return found, max(1, int((values[kept] >= min(1.0, BROAD * len(columns))).sum()))
 
 
 def standardised(evidence: Evidence) -> Floats:
@@ -131,10 +152,11 @@ class BlockTests:
         covariance is not positive.
         """
         own = dict(zip(self.evidence.names, map(list, self.evidence.places), strict=True))
+        first = {n: own[n][:most] for n, most in zip(self.evidence.names, self.evidence.tested, strict=True)}
         groups: defaultdict[tuple[int, int], list[tuple[int, list[int]]]] = defaultdict(list)
         for number, ((a, b), given) in enumerate(questions):
-            columns = [*own[a], *own[b], *(c for name in given for c in own[name])]
-            groups[len(own[a]), len(own[b])].append((number, columns))
+            columns = [*first[a], *first[b], *(c for name in given for c in own[name])]
+            groups[len(first[a]), len(first[b])].append((number, columns))
         found = [math.inf] * len(questions)
         for (p, q), asked in groups.items():
             for size in sorted({len(columns) for _, columns in asked}):

@@ -54,8 +54,8 @@ class FeatureMap:
 
     variables: tuple[Variable, ...]
     features: Features = "fourier"
-    waves: int = 4
-    width: float = 1.0
+    waves: int = 20
+    width: float = 0.5
     linear: bool = True
     seed: int = 0
     clip: float = math.inf
@@ -174,8 +174,8 @@ def from_data(frame: pd.DataFrame, feature_map: FeatureMap) -> Evidence:
 
 
 def variables_of(frame: pd.DataFrame) -> tuple[Variable, ...]:
-    """What the columns of a table look like: text is categorical with the levels seen, the most frequent first; of
-    two numbers are binary, others continuous. For `from_data` only: it reads rows, and a study declares its variables.
+    """What the columns of a table look like: text is categorical, its levels those seen, the most frequent first;
+    columns of two numbers are binary, others continuous. For `from_data` only: it reads rows, where a study declares.
     """
     return tuple(_guessed(str(name), frame[name]) for name in frame.columns)
 
