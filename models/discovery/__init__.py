@@ -1,4 +1,4 @@
-"""Causal discovery on second moments: one `discover`, and the methods it knows by name.
+"""Causal discovery on second moments, of numbers or of features: one `discover`, and the methods it knows by name.
 
 A method takes evidence, knowledge and options of its own and returns a `Discovery`; adding one is one file
 and one line of `METHODS`.
@@ -31,13 +31,16 @@ def discover(evidence: Evidence, method: str = "boss", knowledge: Knowledge = NO
     """The CPDAG that ``method`` finds in the evidence, directed further by the knowledge; a PAG from ``fci`` and
     ``rfci``.
 
+    On evidence of features (`features.from_data`) tests and scores are those of blocks of columns.
+
     Options of ``boss``: penalty, generator, restarts; of ``ges``: penalty, turning; of ``pc``, ``fci`` and ``rfci``:
     alpha.
 
     Raises:
         MisuseError: no method or option of that name; the choices are listed.
         ConfigurationError: the knowledge names unknown variables.
-        DataError: the evidence cannot bear the method (linearly dependent variables, too few records).
+        DataError: the evidence cannot bear the method (linearly dependent variables, too few records, a variable that
+            does not vary or is drowned in noise).
     """
     return search(evidence, method, knowledge, **options).graph
 

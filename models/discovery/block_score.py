@@ -11,8 +11,13 @@ the other parents, of variances A and B and with products G of their coefficient
 
     V_k = σ²/2n · (tr A^-1 G_uu · tr B^-1 G_ww + tr A^-1 G_uw B^-1 G_uwᵀ)
 
-c = 1, the BIC, by default: a block has many parameters, and twice the price, right for numbers, leaves weak curved
-edges out. On MLP mechanisms (20 variables, 40 edges, 1,000 records, seeds 100-103) skeletons have an F1 of .77 with 1.
+Directions are the broad ones of `blocks.py`. c = 1, the BIC, by default: twice the price, right for numbers, leaves weak
+curved edges out, for a parent brings p·q_k parameters. F1 of BOSS's skeletons, mechanisms that are random networks, 20
+variables and 40 edges, mean of the seeds 100 to 102, on which c was chosen::
+
+    records   c=.5   c=.7   c=1
+    1000      .81    .79    .76
+    5000      .79    .83    .83
 """
 
 from __future__ import annotations
