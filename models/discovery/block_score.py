@@ -11,9 +11,9 @@ the other parents, of variances A and B and with products G of their coefficient
 
     V_k = σ²/2n · (tr A^-1 G_uu · tr B^-1 G_ww + tr A^-1 G_uw B^-1 G_uwᵀ)
 
-Directions are the broad ones of `blocks.py`. c = 1, the BIC, by default: twice the price, right for numbers, leaves weak
-curved edges out, for a parent brings p·q_k parameters. F1 of BOSS's skeletons, mechanisms that are random networks, 20
-variables and 40 edges, mean of the seeds 100 to 102, on which c was chosen::
+Directions are the broad ones of `blocks.py`. c = 1, the BIC, by default: a parent brings p·q_k parameters, and the
+double price that suits numbers would leave weak curved edges out. F1 of BOSS's skeletons, mechanisms that are random
+networks, 20 variables and 40 edges, mean of the seeds 100 to 102, on which c was chosen::
 
     records   c=.5   c=.7   c=1
     1000      .81    .79    .76

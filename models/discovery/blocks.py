@@ -113,7 +113,7 @@ def _directions(evidence: Evidence, name: str) -> tuple[Tensor, int]:
         place = int(variances.argmin())
         raise DataError(
             f"Column {place + 1} of {len(columns)} of {name!r} has variance {float(variances.min()):.3g} in "
-            f"{evidence.count:.6g} records: it is constant, or a level that no record has. Drop it."
+            f"{evidence.count:.6g} records: it is constant, a level that no record has, or a wave too wide. Drop it."
         )
     mean, covariance = evidence.mean()[columns], evidence.covariance()[columns][:, columns]
     error = evidence.noise / evidence.count

@@ -175,6 +175,9 @@ def test_equivalent_graphs_of_blocks_score_differently() -> None:
     assert chain == pytest.approx(back, rel=1e-10)
 
 
+LEVELS = Variable("k", "categorical", levels=tuple("rst")), Variable("j", "categorical", levels=tuple("uvw"))
+
+
 def _levels_apart(rng: np.random.Generator, n: int) -> pd.DataFrame:
     """k -> x and k -> j, nothing else."""
     k = rng.integers(0, 3, n)
@@ -185,9 +188,10 @@ def _levels_apart(rng: np.random.Generator, n: int) -> pd.DataFrame:
 
 
 def test_true_independence_of_levels_is_rejected_too_often() -> None:
-    repeats = count(200, 4000)
+    repeats = count(150, 4000)
+    one_hot = FeatureMap((*LEVELS, Variable("x")), "one-hot")
     found = [
-        _ask(from_data(frame, FeatureMap(variables_of(frame), "one-hot")), "j", "x", "k")
+        _ask(from_data(frame, one_hot), "j", "x", "k")
         for frame in (_levels_apart(np.random.default_rng([6, i]), 400) for i in range(repeats))
     ]
     assert _rejected(found, 0.05) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / repeats))
@@ -212,11 +216,7 @@ def test_noise_makes_dependence_of_what_is_independent() -> None:
     repeats, sigma = count(80, 2000), 30.0
     found: list[float] = []
     unaware: list[float] = []
-    levels = (("k", "rst"), ("j", "uvw"))
-    chosen = FeatureMap(
-        (*(Variable(name, "categorical", levels=tuple(of)) for name, of in levels), Variable("x", bounds=(-3, 3))),
-        "one-hot",
-    )
+    chosen = FeatureMap((*LEVELS, Variable("x", bounds=(-3, 3))), "one-hot")
     for i in range(repeats):
         rng = np.random.default_rng([8, i])
         exact = Evidence.from_data(_levels_apart(rng, 4000), chosen)
