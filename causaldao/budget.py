@@ -109,6 +109,11 @@ def plan(study: Study) -> Plan:
     )
 
 
+def calibrate(epsilon: float, delta: float) -> float:
+    """The noise multiplier (σ over sensitivity) of one Gaussian release that spends ``epsilon`` at ``delta``."""
+    return _calibrate([], 1.0, 1, epsilon, delta).noise_multiplier
+
+
 def _calibrate(before: Sequence[Spend], rate: float, steps: int, budget: float, delta: float) -> Spend:
     """The smallest multiplier on a grid of 1e-4 that keeps the composition within ``budget``."""
 

@@ -230,7 +230,7 @@ class _Sites:
         noise = count * float(((weights * sigma / counts) ** 2).sum().sqrt())
         mean = (weights[:, None, None] * self.moments).sum(dim=0)
         first = self.evidence[0]
-        return Evidence(first.names, count * mean / mean[0, 0], noise, first.centre, first.half)
+        return Evidence(first.names, count * mean / mean[0, 0], noise, first.centre, first.half, first.blocks)
 
     def compare(
         self, weights: Tensor, pooled: Evidence, settings: Settings, critical: float

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from causaldao.errors import DataError
-from causaldao.models.discovery.evidence import Dictionary, Variable
+from causaldao.models.discovery.evidence import Dictionary, FeatureRows, Variable
 
 _SHOWN = 5
 _TEXT, _ABSENT, _INFINITE = "no number", "no value", "an infinite value"
@@ -80,10 +80,11 @@ def require(frame: pd.DataFrame, dictionary: Dictionary) -> tuple[Problem, ...]:
     return tuple(problems)
 
 
-def conform(frame: pd.DataFrame, dictionary: Dictionary) -> pd.DataFrame:
+def conform(frame: pd.DataFrame, dictionary: FeatureRows) -> pd.DataFrame:
     """The dictionary's columns as finite float64 within their bounds, whatever the records hold.
 
-    What is no number becomes the middle of its bounds; what lies outside them goes to the nearer one.
+    What is no number becomes the middle of its bounds; what lies outside them goes to the nearer one. Of a categorical
+    variable what is no declared level becomes the first.
     Record by record, so that one record changes one row. Raises DataError only for a column that is missing
     or there twice.
     """
@@ -94,6 +95,10 @@ def conform(frame: pd.DataFrame, dictionary: Dictionary) -> pd.DataFrame:
             raise DataError(
                 f"The column {variable.name!r} is there {shape} times, expected once: run the check of the data."
             )
+        if variable.kind == "categorical":
+            cells = frame[variable.name].astype(str)
+            columns[variable.name] = np.where(cells.isin(variable.levels), cells, variable.levels[0])
+            continue
         low, high = variable.bounds
         values = _numbers(frame[variable.name])
         columns[variable.name] = np.clip(np.where(np.isnan(values), low / 2 + high / 2, values), low, high)

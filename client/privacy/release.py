@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from causaldao.client.data.checks import conform
 from causaldao.client.privacy.noise import NoiseSource
 from causaldao.errors import GuaranteeError, MisuseError
-from causaldao.models.discovery.evidence import Dictionary
+from causaldao.models.discovery.evidence import FeatureRows, columns_of
 
 _EXACT = 1 << 53  # float64 adds and multiplies integers exactly up to here
 
 
 def release_evidence(
-    frame: pd.DataFrame, dictionary: Dictionary, sigma: int, noise: NoiseSource | None = None
+    frame: pd.DataFrame, dictionary: FeatureRows, sigma: int, noise: NoiseSource | None = None
 ) -> NDArray[np.int64]:
-    """The noisy upper triangle of M, row-major with the diagonal: int64 `(p(p+1)/2,)`, p = d + 1.
+    """The noisy upper triangle of M, row-major with the diagonal: int64 `(p(p+1)/2,)`, with p the features and 1.
 
     Entries are in lattice units, and so is `sigma`, a positive integer. `noise` defaults to a fresh source
     of the operating system's entropy. The shape depends on the dictionary alone, and no single record can
@@ -36,18 +36,18 @@ def release_evidence(
     """
     if sigma < 1:
         raise MisuseError(f"Expected sigma = {sigma} >= 1 lattice unit: evidence is never released without noise.")
-    p = len(dictionary.names) + 1
+    p = columns_of(dictionary) + 1
     upper = np.triu_indices(p)
     moments = exact_moments(frame, dictionary)[upper]
     return moments + _symmetric_noise(p, sigma, noise or NoiseSource.from_os())[upper]
 
 
-def exact_moments(frame: pd.DataFrame, dictionary: Dictionary) -> NDArray[np.int64]:
+def exact_moments(frame: pd.DataFrame, dictionary: FeatureRows) -> NDArray[np.int64]:
     """M = Σ x xᵀ over the clipped lattice rows, exactly: int64 `(p, p)`.
 
     Private: it must not leave the node without noise. No records give zeros.
     """
-    p, bound = len(dictionary.names) + 1, dictionary.clip * dictionary.lattice**2
+    p, bound = columns_of(dictionary) + 1, dictionary.clip * dictionary.lattice**2
     moments = np.zeros((p, p), dtype=np.int64)
     if len(frame) == 0:
         return moments

@@ -1,4 +1,5 @@
-"""Causal discovery on second moments or tables of counts: one `discover`, and the methods it knows by name.
+"""Causal discovery on second moments, of numbers or features, or on tables of counts: one `discover`, and the methods
+it knows by name.
 
 A method takes evidence, knowledge and options of its own and returns a `Discovery`; adding one is one file
 and one line of `METHODS`.
@@ -35,15 +36,17 @@ def discover(
     """The CPDAG that ``method`` finds in the evidence, directed further by the knowledge; a PAG from ``fci`` and
     ``rfci``.
 
-    The evidence is second moments (`Evidence`), or tables of discrete variables (`LocalTables`, `SharedTables`) for the
-    methods in `ON_TABLES`. Options of ``boss``: penalty, generator, restarts; of ``ges``: penalty, turning; of both on
-    tables also score and sample_size; of ``pc``, ``fci`` and ``rfci``: alpha; of ``pc`` and ``fci`` also colliders, of
-    ``pc`` priority.
+    The evidence is second moments (`Evidence`), of numbers or of features (`features.from_data`, whose tests and scores
+    are those of blocks of columns), or tables of discrete variables (`LocalTables`, `SharedTables`) for the methods in
+    `ON_TABLES`. Options of ``boss``: penalty, generator, restarts; of ``ges``: penalty, turning; of both on tables also
+    score and sample_size; of ``pc``, ``fci`` and ``rfci``: alpha; of ``pc`` and ``fci`` also colliders, of ``pc``
+    priority.
 
     Raises:
         MisuseError: no method or option of that name, or a method that cannot use tables; the choices are listed.
         ConfigurationError: the knowledge names unknown variables.
-        DataError: the evidence cannot bear the method (linearly dependent variables, too few records).
+        DataError: the evidence cannot bear the method (linearly dependent variables, too few records, a variable that
+            does not vary or is drowned in noise).
     """
     return search(evidence, method, knowledge, **options).graph
 

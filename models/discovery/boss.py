@@ -23,8 +23,9 @@ import torch
 from causaldao.errors import DataError, MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
+from causaldao.models.discovery.local_score import local_score
 from causaldao.models.discovery.score import NO_START, LocalScore, Order, members_of
-from causaldao.models.discovery.table_score import Kind, local_score
+from causaldao.models.discovery.table_score import Kind
 from causaldao.models.discovery.tables import Tables
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
@@ -45,9 +46,10 @@ def boss(
     """Find the CPDAG whose DAGs have the best score that the search meets: the Gaussian BIC, or on tables ``score``.
 
     ``penalty`` is the c of the score, in units of log n for each parent: 2 by default (twice the BIC's own
-    1), on exact and on noisy evidence alike, since noise is counted by the score. An edge needs a z of about
-    √(c·log n): 4.0 for 3,000 records, 4.8 for 100,000. On tables ``score``, ``sample_size`` and ``penalty`` are
-    those of `ges`. ``restarts`` orders are tried: the sorted names, then
+    1), on exact and on noisy evidence alike, since noise is counted by the score; for each parameter, and 1 by
+    default, on evidence of blocks. An edge needs a z of about √(c·log n): 4.0 for 3,000 records, 4.8 for 100,000. On
+    tables ``score``, ``sample_size`` and ``penalty`` are those of `ges`. ``restarts`` orders are tried: the sorted
+    names, then
     random ones from ``generator`` (seeded with 0 by default). The order of the columns does not matter.
     Knowledge prunes: a parent it rules out is never scored, a required one never left out.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -96,6 +96,10 @@ class Dictionary:
         return tuple(variable.name for variable in self.variables)
 
     @property
+    def blocks(self) -> tuple[int, ...]:
+        return ()
+
+    @property
     def centre(self) -> Tensor:
         return torch.tensor([v.centre for v in self.variables], dtype=torch.float64)
 
@@ -105,7 +109,7 @@ class Dictionary:
 
     def encode(self, frame: pd.DataFrame) -> Floats:
         """(n, d) float64 in [-1, 1]: transformed, clipped to public bounds and scaled, columns in `names` order."""
-        columns = [(v.transformed(_numbers(frame, v.name)) - v.centre) / v.half for v in self.variables]
+        columns = [(v.transformed(numbers(frame, v.name)) - v.centre) / v.half for v in self.variables]
         return np.clip(np.stack(columns, axis=1), -1.0, 1.0) if columns else np.empty((len(frame), 0))
 
     def lattice_rows(self, frame: pd.DataFrame) -> Integers:
@@ -114,14 +118,41 @@ class Dictionary:
         The constant stays whole so that M[0, 0] counts records; the rest of a record that is too long is scaled down
         and truncated towards zero, which can only shorten it.
         """
-        steps = self.lattice
-        rows = np.rint(self.encode(frame) * steps).astype(np.int64)
-        room = math.floor(self.clip * steps * steps) - steps * steps
-        squared = (rows * rows).sum(axis=1)
-        shrink = np.sqrt(room / np.maximum(squared, 1))
-        too_long = squared > room
-        rows[too_long] = np.trunc(rows[too_long] * shrink[too_long, None] * (1 - 1e-12)).astype(np.int64)
-        return np.concatenate([np.full((len(rows), 1), steps, dtype=np.int64), rows], axis=1)
+        return on_lattice(self.encode(frame), self.clip, self.lattice)
+
+
+def on_lattice(features: Floats, clip: float, steps: int) -> Integers:
+    """(n, k) features φ -> (n, k+1) int64: x = (1, φ) in ``steps`` per unit, with ‖row‖² ≤ clip·steps² exactly."""
+    rows = np.rint(features * steps).astype(np.int64)
+    room = math.floor(clip * steps * steps) - steps * steps
+    squared = (rows * rows).sum(axis=1)
+    shrink = np.sqrt(room / np.maximum(squared, 1))
+    too_long = squared > room
+    rows[too_long] = np.trunc(rows[too_long] * shrink[too_long, None] * (1 - 1e-12)).astype(np.int64)
+    return np.concatenate([np.full((len(rows), 1), steps, dtype=np.int64), rows], axis=1)
+
+
+class FeatureRows(Protocol):
+    """A public map of records to bounded rows on a lattice: a `Dictionary`, or a `features.FeatureMap`.
+
+    ``clip`` is C², and ``blocks`` the columns of each variable, empty where each has one.
+    """
+
+    @property
+    def variables(self) -> tuple[Variable, ...]: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def blocks(self) -> tuple[int, ...]: ...
+    @property
+    def clip(self) -> float: ...
+    @property
+    def lattice(self) -> int: ...
+    @property
+    def centre(self) -> Tensor: ...
+    @property
+    def half(self) -> Tensor: ...
+    def lattice_rows(self, frame: pd.DataFrame) -> Integers: ...
 
 
 @dataclass(frozen=True)
@@ -131,9 +162,10 @@ class Evidence:
     Attributes
     ----------
     names : d variable names, in the order of the columns of z.
-    moments : (d+1, d+1) float64, Σ x xᵀ.
+    moments : (k+1, k+1) float64, Σ x xᵀ, with k the columns of z: d, one of each variable, if there are no blocks.
     noise : σ ≥ 0 in the units of ``moments``; 0 for exact evidence.
-    centre, half : (d,) float64; a value in natural units is ``centre + half * z``.
+    centre, half : (k,) float64; a value in natural units is ``centre + half * z``.
+    blocks : the number of columns of each variable, where a feature map gives it several (`features.py`); else ().
     """
 
     names: tuple[str, ...]
@@ -141,18 +173,26 @@ class Evidence:
     noise: float = 0.0
     centre: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     half: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         d = len(self.names)
         if len(set(self.names)) != d:
             raise ConfigurationError(f"Variable names must differ, but are {self.names}.")
-        if self.centre.numel() == 0 and d:
-            object.__setattr__(self, "centre", torch.zeros(d, dtype=torch.float64))
-            object.__setattr__(self, "half", torch.ones(d, dtype=torch.float64))
-        if self.moments.shape != (d + 1, d + 1) or self.moments.dtype != torch.float64:
+        if self.blocks and (len(self.blocks) != d or min(self.blocks) < 1):
             raise ConfigurationError(
-                f"Evidence of {d} variables needs float64 moments of shape {(d + 1, d + 1)}, but they are "
-                f"{self.moments.dtype} {tuple(self.moments.shape)}."
+                f"Evidence of {d} variables has blocks of {self.blocks} columns: give each variable one column or more."
+            )
+        if set(self.blocks) == {1}:
+            object.__setattr__(self, "blocks", ())
+        k = self.d
+        if self.centre.numel() == 0 and k:
+            object.__setattr__(self, "centre", torch.zeros(k, dtype=torch.float64))
+            object.__setattr__(self, "half", torch.ones(k, dtype=torch.float64))
+        if self.moments.shape != (k + 1, k + 1) or self.moments.dtype != torch.float64:
+            raise ConfigurationError(
+                f"Evidence of {d} variables in {k} columns needs float64 moments of shape {(k + 1, k + 1)}, but they "
+                f"are {self.moments.dtype} {tuple(self.moments.shape)}."
             )
         if not bool(torch.isfinite(self.moments).all()) or not math.isfinite(self.noise) or self.noise < 0:
             raise DataError(f"Evidence must be finite and its noise ≥ 0, but the noise is {self.noise}.")
@@ -168,30 +208,32 @@ class Evidence:
             )
 
     @staticmethod
-    def from_data(frame: pd.DataFrame, dictionary: Dictionary | None = None) -> Evidence:
+    def from_data(frame: pd.DataFrame, dictionary: FeatureRows | None = None) -> Evidence:
         """Exact evidence of the rows of ``frame``: on the study's lattice with a dictionary, standardised without."""
         if dictionary is None:
             return _standardised(frame)
         rows = dictionary.lattice_rows(frame)
         moments = torch.from_numpy(rows.T @ rows).double() / dictionary.lattice**2
-        return Evidence(dictionary.names, moments, 0.0, dictionary.centre, dictionary.half)
+        return Evidence(dictionary.names, moments, 0.0, dictionary.centre, dictionary.half, dictionary.blocks)
 
     @staticmethod
-    def from_release(triangle: Integers, dictionary: Dictionary, sigma: int) -> Evidence:
+    def from_release(triangle: Integers, dictionary: FeatureRows, sigma: int) -> Evidence:
         """What a member released: the upper triangle of the noisy integer M, row-major, and the study's σ."""
-        p = len(dictionary.names) + 1
+        p = columns_of(dictionary) + 1
         if triangle.shape != (p * (p + 1) // 2,):
-            raise DataError(f"Evidence of {p - 1} variables has {p * (p + 1) // 2} entries, but {triangle.shape} came.")
+            raise DataError(f"Evidence of {p - 1} columns has {p * (p + 1) // 2} entries, but {triangle.shape} came.")
         moments = torch.zeros(p, p, dtype=torch.float64)
         rows, columns = np.triu_indices(p)
         values = torch.from_numpy(triangle.astype(np.float64)) / dictionary.lattice**2
         moments[rows, columns] = values
         moments[columns, rows] = values
-        return Evidence(dictionary.names, moments, sigma / dictionary.lattice**2, dictionary.centre, dictionary.half)
+        noise = sigma / dictionary.lattice**2
+        return Evidence(dictionary.names, moments, noise, dictionary.centre, dictionary.half, dictionary.blocks)
 
     @property
     def d(self) -> int:
-        return len(self.names)
+        """The columns of z: one of each variable, or those of its block."""
+        return sum(self.blocks) if self.blocks else len(self.names)
 
     @property
     def count(self) -> float:
@@ -199,20 +241,20 @@ class Evidence:
         return float(self.moments[0, 0])
 
     def mean(self) -> Tensor:
-        """(d,) mean in scaled units."""
+        """(k,) mean in scaled units."""
         return self.moments[0, 1:] / self.count
 
     def covariance(self) -> Tensor:
-        """(d, d) covariance in scaled units (divisor n); with noise it need not be positive definite."""
+        """(k, k) covariance in scaled units (divisor n); with noise it need not be positive definite."""
         mean = self.mean()
         return self.moments[1:, 1:] / self.count - torch.outer(mean, mean)
 
     def correlation(self) -> Tensor:
-        """(d, d) correlation; a variance that noise made non-positive is a DataError naming the variable."""
+        """(k, k) correlation; a variance that noise made non-positive is a DataError naming the variable."""
         covariance = self.covariance()
         variances = covariance.diagonal()
         if bool((variances <= 0).any()):
-            name = self.names[int(variances.argmin())]
+            name = [n for n in self.names for _ in self.columns(n)][int(variances.argmin())]
             raise DataError(
                 f"Variable {name!r} has variance {float(variances.min()):.3g} in the evidence: it is constant or "
                 "drowned in noise. Drop it, widen nothing, or use more records or a larger epsilon."
@@ -234,23 +276,43 @@ class Evidence:
         s2 = 0.5 * (self.noise / self.count) ** 2 * float(pairs)
         return 1 / (1 / self.count + s2)
 
-    def index(self, name: str) -> int:
-        """The position of a variable among `names`."""
+    def columns(self, name: str) -> range:
+        """The columns of z that are the variable's."""
         try:
-            return self.names.index(name)
+            place = self.names.index(name)
         except ValueError:
             raise MisuseError(f"There is no variable {name!r}; the evidence has {', '.join(self.names)}.") from None
+        if not self.blocks:
+            return range(place, place + 1)
+        start = sum(self.blocks[:place])
+        return range(start, start + self.blocks[place])
+
+    def index(self, name: str) -> int:
+        """The column of a variable that has one."""
+        columns = self.columns(name)
+        if len(columns) != 1:
+            raise MisuseError(
+                f"{name!r} has {len(columns)} columns in this evidence of features, where one number was asked for. "
+                "Use evidence of the identity feature map here."
+            )
+        return columns[0]
 
     def select(self, names: Sequence[str]) -> Evidence:
         """The evidence of some of the variables, in the order given."""
-        columns = [self.index(name) for name in names]
+        owned = [self.columns(name) for name in names]
+        columns = [c for own in owned for c in own]
         cells = [0, *(c + 1 for c in columns)]
         return Evidence(
-            tuple(names), self.moments[cells][:, cells], self.noise, self.centre[columns], self.half[columns]
+            tuple(names),
+            self.moments[cells][:, cells],
+            self.noise,
+            self.centre[columns],
+            self.half[columns],
+            tuple(map(len, owned)),
         )
 
     def noise_of(self, gradient: Tensor) -> float:
-        """Standard deviation of ⟨E, A⟩ = σ·‖A‖_F for a symmetric A = ``gradient`` of shape (d+1, d+1)."""
+        """Standard deviation of ⟨E, A⟩ = σ·‖A‖_F for a symmetric A = ``gradient`` of shape (k+1, k+1)."""
         return self.noise * float(torch.linalg.matrix_norm(gradient))
 
     def to_json(self) -> dict[str, Any]:
@@ -260,6 +322,7 @@ class Evidence:
             "noise": self.noise,
             "centre": self.centre.tolist(),
             "half": self.half.tolist(),
+            **({"blocks": list(self.blocks)} if self.blocks else {}),
         }
 
     @staticmethod
@@ -269,10 +332,20 @@ class Evidence:
 
         try:
             return Evidence(
-                tuple(value["names"]), tensor("moments"), float(value["noise"]), tensor("centre"), tensor("half")
+                tuple(value["names"]),
+                tensor("moments"),
+                float(value["noise"]),
+                tensor("centre"),
+                tensor("half"),
+                tuple(map(int, value.get("blocks", ()))),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"The evidence is not in its JSON form: {error}.") from error
+
+
+def columns_of(rows: FeatureRows) -> int:
+    """How many features the map makes of a record, without the constant."""
+    return sum(rows.blocks) if rows.blocks else len(rows.names)
 
 
 @dataclass(frozen=True)
@@ -332,7 +405,7 @@ def _residual_vectors(moments: Tensor, pair: list[int], basis: list[int]) -> Ten
 
 def _standardised(frame: pd.DataFrame) -> Evidence:
     names = tuple(str(name) for name in frame.columns)
-    values = np.stack([_numbers(frame, name) for name in frame.columns], axis=1)
+    values = np.stack([numbers(frame, name) for name in frame.columns], axis=1)
     centre, half = values.mean(axis=0), values.std(axis=0)
     constant = [name for name, sd in zip(names, half, strict=True) if sd == 0]
     if constant:
@@ -342,7 +415,7 @@ def _standardised(frame: pd.DataFrame) -> Evidence:
     return Evidence(names, moments, 0.0, torch.from_numpy(centre), torch.from_numpy(half))
 
 
-def _numbers(frame: pd.DataFrame, name: str) -> Floats:
+def numbers(frame: pd.DataFrame, name: str) -> Floats:
     if name not in frame.columns:
         raise DataError(f"The column {name!r} is missing; the data have {', '.join(map(str, frame.columns))}.")
     try:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 
 from causaldao.errors import MisuseError
+from causaldao.models.discovery.blocks import standardised
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
 from causaldao.models.discovery.orientation import Marks, Path, Sets, Vetoed, close
@@ -64,7 +65,7 @@ def _oracle(evidence: Evidence | Tables, alpha: float, knowledge: Knowledge, met
     oracle = Oracle.of(evidence, alpha, method)
     knowledge.check(evidence.names)
     if isinstance(evidence, Evidence):
-        refuse_dependent(evidence, evidence.correlation().numpy())
+        refuse_dependent(evidence, standardised(evidence))
     return oracle
 
 

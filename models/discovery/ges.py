@@ -30,8 +30,9 @@ import numpy as np
 from causaldao.errors import DataError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
+from causaldao.models.discovery.local_score import local_score
 from causaldao.models.discovery.score import NO_START, Floats, LocalScore, members_of
-from causaldao.models.discovery.table_score import Kind, local_score
+from causaldao.models.discovery.table_score import Kind
 from causaldao.models.discovery.tables import Tables
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
@@ -48,9 +49,10 @@ def ges(
 ) -> Discovery:
     """Find the CPDAG that greedy equivalence search ends in, with the Gaussian BIC, or on tables with ``score``.
 
-    ``penalty`` is the c of the Gaussian BIC, in units of log n for each parent (2 by default), or of ``score`` "bic"
-    on tables, in units of log n / 2 for each parameter (1 by default: the BIC itself); ``sample_size`` is the
-    equivalent sample size of "bdeu", the default on tables (1 by default). ``turning`` adds the turning phase,
+    ``penalty`` is the c of the Gaussian BIC, in units of log n for each parent (2 by default; on evidence of blocks for
+    each parameter, and 1), or of ``score`` "bic" on tables, in units of log n / 2 for each parameter (1 by default: the
+    BIC itself); ``sample_size`` is the equivalent sample size of "bdeu", the default on tables (1 by default).
+    ``turning`` adds the turning phase,
     which GES proper lacks. The outcome depends on nothing but the arguments, and the order of the columns
     does not matter. Knowledge prunes: a parent it rules out is never scored, a required edge stands from the
     start and is never taken away. Listed as near ties are the pairs whose operator would change the outcome's

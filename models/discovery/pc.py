@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
 
 from causaldao.errors import MisuseError
+from causaldao.models.discovery.blocks import standardised
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import Discovery
 from causaldao.models.discovery.score import refuse_dependent
@@ -66,7 +67,7 @@ def pc(
     found = _search(Oracle.of(evidence, alpha, "PC"), evidence.names, knowledge, colliders, priority)
     # after the search, which names the set if a test meets it
     if isinstance(evidence, Evidence) and evidence.count > evidence.d:
-        refuse_dependent(evidence, evidence.correlation().numpy())
+        refuse_dependent(evidence, standardised(evidence))
     return found
 
 

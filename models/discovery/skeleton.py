@@ -21,6 +21,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from causaldao.errors import DataError, MisuseError
+from causaldao.models.discovery.blocks import BlockTests, Whitened
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR
 from causaldao.models.discovery.gsquare import g_square, noisy_square, normal_score
@@ -29,8 +30,10 @@ from causaldao.models.graph import Pair
 
 _CHUNK = 1 << 17
 _SMALL = 1 << 12
+_BLOCK_CHUNK = 1 << 11
 _SINGULAR = 1e-12
 _NO_POWER = math.inf
+_DEPENDENT = "{} are linearly dependent in the evidence, so their partial correlations do not exist. Drop one of them."
 
 Question = tuple[Pair, tuple[str, ...]]
 Usable = Callable[[str, str, str], bool]
@@ -79,12 +82,13 @@ class Oracle:
 
     @classmethod
     def of(cls, evidence: Evidence | Tables, alpha: float, method: str) -> Oracle:
-        """Two-sided Fisher z tests on moments, G² tests on tables, at level ``alpha``, over the sorted names;
-        ``method`` is named in errors.
+        """Tests at level ``alpha`` over the sorted names: on moments two-sided Fisher z tests, or Wilks' tests between
+        blocks of features (`blocks.py`); on tables G² tests. ``method`` is named in errors.
 
         Raises:
             MisuseError: alpha is not in (0, 1).
-            DataError: fewer than four records, or a variable without variance.
+            DataError: fewer than four records, no more records than columns of features, or a variable without
+                variance.
         """
         if not 0 < alpha < 1:
             raise MisuseError(f"alpha is {alpha}. Give a level in (0, 1), such as 0.01.")
@@ -95,7 +99,10 @@ class Oracle:
             counts, largest = CountTests.of(evidence), min(len(names), evidence.most) - 2
             return cls(names, counts.run, float(norm.isf(alpha / 2)), largest, notes=counts.notes)
         largest = min(len(names) - 2, math.ceil(evidence.count) - 4)
-        tests = PartialCorrelations.of(evidence.select(names))
+        chosen = evidence.select(names)
+        if evidence.blocks:
+            return cls(names, _blocks(chosen), float(norm.isf(alpha / 2)), largest)
+        tests = PartialCorrelations.of(chosen)
         return cls(names, tests.run, float(norm.isf(alpha / 2)), largest, tests.checked)
 
     def telling(self, asks: Iterable[Ask], level: int) -> Iterator[Answer]:
@@ -328,11 +335,21 @@ class PartialCorrelations:
         return self.correlation[rows[:, :, None], columns[:, None, :]]
 
     def _refuse(self, places: Sequence[int]) -> None:
-        names = sorted(self.names[i] for i in places)
-        raise DataError(
-            f"{', '.join(names)} are linearly dependent in the evidence, so their partial correlations do "
-            "not exist. Drop one of them."
-        )
+        raise DataError(_DEPENDENT.format(", ".join(sorted(self.names[i] for i in places))))
+
+
+def _blocks(evidence: Evidence) -> Callable[[Iterator[Question], int], Iterator[Answer]]:
+    """What answers questions on evidence of blocks."""
+    tests = BlockTests(Whitened.of(evidence))
+
+    def run(questions: Iterator[Question], _: int) -> Iterator[Answer]:
+        while batch := list(islice(questions, _BLOCK_CHUNK)):
+            for (pair, given), statistic in zip(batch, tests.answers(batch), strict=True):
+                if not evidence.noise and math.isinf(statistic):
+                    raise DataError(_DEPENDENT.format(", ".join(sorted([*pair, *given]))))
+                yield Answer(pair, given, statistic)
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@ import numpy as np
 from scipy.special import gammaln, xlogy
 
 from causaldao.errors import DataError, MisuseError
-from causaldao.models.discovery.evidence import Evidence
-from causaldao.models.discovery.score import PENALTY, LocalScore, Order, Score, allowed_masks, members_of
+from causaldao.models.discovery.score import Order, allowed_masks, members_of
 from causaldao.models.discovery.tables import Floats, Tables
 from causaldao.models.knowledge import Knowledge
 
@@ -156,36 +155,3 @@ def _log_rising(counts: Floats, prior: Floats) -> Floats:
     found[where] = gammaln(counts[where] + wide)
     found -= where * gammaln(prior)
     return found
-
-
-def local_score(
-    evidence: Evidence | Tables,
-    knowledge: Knowledge,
-    method: str,
-    *,
-    penalty: float | None,
-    score: Kind | None,
-    sample_size: float | None,
-) -> LocalScore:
-    """The score, over the sorted names, that a search by scores uses: the Gaussian BIC on second moments, BDeu or the
-    BIC on tables; options that are None have their defaults. ``method`` names the search in errors.
-
-    Raises:
-        MisuseError: an option that is not positive, or that the score does not have.
-        DataError: the evidence cannot bear the score.
-    """
-    if isinstance(evidence, Evidence):
-        if score is not None or sample_size is not None:
-            raise MisuseError(
-                f"The options score and sample_size of {method} are of tables, and this evidence is second moments, "
-                "whose score is the Gaussian BIC. Leave them out, or give tables (LocalTables)."
-            )
-        cost = PENALTY if penalty is None else penalty
-        if not 0 < cost < math.inf:
-            raise MisuseError(f"penalty is {penalty}. Give a number > 0, such as {PENALTY:g}.")
-        return Score.of(evidence.select(sorted(evidence.names)), cost, knowledge, method)
-    kind = score or "bdeu"
-    odd = ("penalty", penalty, "bic") if kind == "bdeu" else ("sample_size", sample_size, "bdeu")
-    if odd[1] is not None:
-        raise MisuseError(f"The score {kind} has no option {odd[0]}, which is of {odd[2]}. Leave it out.")
-    return TableScore.of(evidence, kind, sample_size if kind == "bdeu" else penalty, knowledge, method)

@@ -23,6 +23,7 @@ NAMES = (
     "identification",
     "discovery",
     "networks",
+    "nonlinear",
 )
 
 
