@@ -12,6 +12,8 @@ from typing import Any
 
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.boss import boss as _boss
+from causaldao.models.discovery.dagma import dagma as _dagma
+from causaldao.models.discovery.dagma import notears as _notears
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.fci import fci as _fci
 from causaldao.models.discovery.fci import rfci as _rfci
@@ -22,7 +24,9 @@ from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 
 # under other names, so that `discovery.boss` and `discovery.pc` stay the modules
-METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "pc": _pc, "ges": _ges, "fci": _fci, "rfci": _rfci}
+METHODS: Mapping[str, Callable[..., Discovery]] = {
+    "boss": _boss, "pc": _pc, "ges": _ges, "fci": _fci, "rfci": _rfci, "notears": _notears, "dagma": _dagma,
+}  # fmt: skip
 
 __all__ = ["METHODS", "Discovery", "discover", "search"]
 
@@ -32,7 +36,7 @@ def discover(evidence: Evidence, method: str = "boss", knowledge: Knowledge = NO
     ``rfci``.
 
     Options of ``boss``: penalty, generator, restarts; of ``ges``: penalty, turning; of ``pc``, ``fci`` and ``rfci``:
-    alpha.
+    alpha; of ``notears`` and ``dagma``: sparsity, threshold, standardise.
 
     Raises:
         MisuseError: no method or option of that name; the choices are listed.

@@ -23,9 +23,15 @@ class Discovery:
     conflicts : the unshielded colliders on which the tests and the graph disagree, because no DAG has
         them all (PC; else empty); of FCI also (a, c, b) whose a and b cannot be marked as the rules ask, for
         the mark there is another already or the edge would close a directed cycle through c.
+    weights : of each edge (cause, effect) of the one DAG that a continuous method ends in, its coefficient, shrunk
+        as the method shrinks it (NOTEARS, DAGMA; else empty).
+    varsortability : how far the variances in the data's own units rise along that DAG, in [0, 1] (NOTEARS, DAGMA,
+        if the DAG has an edge; else None). Near 1, the order may be one of units, not of causes.
     """
 
     graph: CausalGraph
     near_ties: frozenset[Pair] = frozenset()
     separating_sets: Mapping[Pair, frozenset[str]] = field(default_factory=dict)
     conflicts: frozenset[Triple] = frozenset()
+    weights: Mapping[Pair, float] = field(default_factory=dict)
+    varsortability: float | None = None
