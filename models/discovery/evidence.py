@@ -309,6 +309,41 @@ def partial(evidence: Evidence, a: str, b: str, given: Sequence[str] = ()) -> Pa
     return Partial(rho, math.atanh(rho), free**-0.5, evidence.noise_of(gradient) / (1 - rho * rho))
 
 
+def add(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of all records together: moments add. The scale and the order of names are those of the first part.
+
+    Parts may have scales of their own if they are exact: x' = T x gives M' = T M Tᵀ. Noise, which that would deform,
+    adds in squares where the scales are one.
+
+    Raises:
+        MisuseError: no part, or parts of different variables.
+        DataError: noisy parts of different scales.
+    """
+    if not parts:
+        raise MisuseError("There is no evidence to add. Give one part or more.")
+    first, moments = parts[0], torch.zeros_like(parts[0].moments)
+    for part in parts:
+        if odd := sorted(set(part.names) ^ set(first.names)):
+            raise MisuseError(
+                f"Evidence of different variables does not add: {', '.join(odd)} stand in some parts only."
+            )
+        moments += _rescaled(part.select(first.names), first)
+    noise = math.sqrt(sum(part.noise**2 for part in parts))
+    return Evidence(first.names, moments, noise, first.centre, first.half)
+
+
+def _rescaled(part: Evidence, like: Evidence) -> Tensor:
+    """The moments of ``part`` in the scale of ``like``."""
+    if torch.equal(part.centre, like.centre) and torch.equal(part.half, like.half):
+        return part.moments
+    if part.noise:
+        raise DataError("Noisy evidence of different scales does not add. Release both under one dictionary.")
+    change = torch.eye(part.d + 1, dtype=torch.float64)
+    change[1:, 0] = (part.centre - like.centre) / like.half
+    change[1:, 1:] = (part.half / like.half).diag()
+    return change @ part.moments @ change.T
+
+
 def _residual_vectors(moments: Tensor, pair: list[int], basis: list[int]) -> Tensor | None:
     """(2, p): the coefficients of the residuals of ``pair`` on ``basis``, with unit residual variance."""
     block, cross = moments[basis][:, basis], moments[basis][:, pair]

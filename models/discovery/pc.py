@@ -35,12 +35,12 @@ def pc(evidence: Evidence, alpha: float = 0.01, knowledge: Knowledge = NONE) -> 
     knowledge.check(evidence.names)
     pairs = [pair for pair in combinations(oracle.names, 2) if not knowledge.adjacency_excluded(*pair)]
     found = stable_skeleton(oracle, pairs, knowledge.requires, lambda a, b, c: knowledge.conditioning_allowed(a, c))
-    graph, conflicts = _orient(evidence.names, found.pairs, found.separated, knowledge)
+    graph, conflicts = orient(evidence.names, found.pairs, found.separated, knowledge)
     sets = {pair: frozenset(test.given) for pair, test in found.separated.items()}
     return Discovery(graph, frozenset(found.near), sets, conflicts)
 
 
-def _orient(
+def orient(
     names: Sequence[str], skeleton: set[Pair], separated: Mapping[Pair, Answer], knowledge: Knowledge
 ) -> tuple[CausalGraph, frozenset[Triple]]:
     """Direct by knowledge, then by colliders, then close, so that the outcome always has an extension."""
