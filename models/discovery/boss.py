@@ -23,7 +23,7 @@ import torch
 from causaldao.errors import DataError, MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
-from causaldao.models.discovery.score import PENALTY, Order, Score, members_of
+from causaldao.models.discovery.score import PENALTY, LocalScore, Order, Score, members_of
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of
@@ -52,29 +52,50 @@ def boss(
             or noise that leaves no residual variance beside the required parents.
         ConfigurationError: the knowledge names unknown variables.
     """
-    if restarts < 1 or not 0 < penalty < math.inf:
-        raise MisuseError(f"restarts is {restarts} and penalty {penalty}. Give one restart or more, a penalty > 0.")
+    check_options(penalty, restarts)
     knowledge.check(evidence.names)
-    names = sorted(evidence.names)
-    search = _Search(Score.of(evidence.select(names), penalty, knowledge, "BOSS"))
+    score = Score.of(evidence.select(sorted(evidence.names)), penalty, knowledge, "BOSS")
+    dag, near = best_dag(score, evidence.names, knowledge, generator, restarts)
+    return Discovery(knowledge.orient(cpdag_of(dag)), near)
+
+
+def best_dag(
+    score: LocalScore,
+    columns: Sequence[str],
+    knowledge: Knowledge,
+    generator: torch.Generator | None = None,
+    restarts: int = 12,
+) -> tuple[CausalGraph, frozenset[Pair]]:
+    """The DAG over ``columns`` of the best order that the search meets, and its near ties; `boss` on any score.
+
+    Raises:
+        DataError: noise leaves no residual variance beside the required parents.
+    """
+    search, names = _Search(score), score.names
     draw = generator or torch.Generator().manual_seed(0)
     best, best_score = list(range(len(names))), -math.inf
     for start in _starts(names, knowledge, draw, restarts):
-        order, score = _climb(search, start)
-        if score > best_score + NEAR:
-            best, best_score = order, score
+        order, value = _climb(search, start)
+        if value > best_score + NEAR:
+            best, best_score = order, value
     if names and best_score == -math.inf:
         raise DataError(
             "Noise leaves no residual variance beside the required parents. Require fewer, or use more records."
         )
-    return _discovery(search, best, names, evidence.names, knowledge)
+    return _dag(search, best, columns)
+
+
+def check_options(penalty: float, restarts: int) -> None:
+    """MisuseError: restarts below 1 or a penalty that is not positive."""
+    if restarts < 1 or not 0 < penalty < math.inf:
+        raise MisuseError(f"restarts is {restarts} and penalty {penalty}. Give one restart or more, a penalty > 0.")
 
 
 @dataclass
 class _Search:
     """The score, whose sets are bit masks of positions in the sorted names, with its grow-shrink trees."""
 
-    score: Score
+    score: LocalScore
     trees: defaultdict[int, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(dict))
     shrunk: defaultdict[int, dict[int, Scored]] = field(default_factory=lambda: defaultdict(dict))
     projected: defaultdict[int, dict[int, Scored]] = field(default_factory=lambda: defaultdict(dict))
@@ -163,19 +184,16 @@ def _places(search: _Search, rest: Order, masks: list[int], j: int) -> range:
     return range(first, last + 1)
 
 
-def _discovery(
-    search: _Search, order: Order, names: Sequence[str], columns: Sequence[str], knowledge: Knowledge
-) -> Discovery:
+def _dag(search: _Search, order: Order, columns: Sequence[str]) -> tuple[CausalGraph, frozenset[Pair]]:
     edges: list[Pair] = []
     near: set[Pair] = set()
-    before = 0
+    names, before = search.score.names, 0
     for j in order:
         parents = search.project(j, before)[1]
         edges += [(names[i], names[j]) for i in members_of(parents)]
         near |= {(min(a, b), max(a, b)) for a, b in _near_ties(search, j, parents, before, names)}
         before |= 1 << j
-    graph = cpdag_of(CausalGraph.dag(edges, columns))
-    return Discovery(knowledge.orient(graph), frozenset(near))
+    return CausalGraph.dag(edges, columns), frozenset(near)
 
 
 def _near_ties(search: _Search, j: int, parents: int, before: int, names: Sequence[str]) -> Iterator[Pair]:

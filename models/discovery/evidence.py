@@ -309,6 +309,12 @@ def partial(evidence: Evidence, a: str, b: str, given: Sequence[str] = ()) -> Pa
     return Partial(rho, math.atanh(rho), free**-0.5, evidence.noise_of(gradient) / (1 - rho * rho))
 
 
+def moments_of(z: Floats) -> Tensor:
+    """(d+1, d+1): Σ x xᵀ of the rows x = (1, z), z (n, d)."""
+    x = np.concatenate([np.ones((len(z), 1)), z], axis=1)
+    return torch.from_numpy(x.T @ x)
+
+
 def add(parts: Sequence[Evidence]) -> Evidence:
     """The evidence of all records together: moments add. The scale and the order of names are those of the first part.
 
@@ -367,9 +373,7 @@ def _standardised(frame: pd.DataFrame) -> Evidence:
     constant = [name for name, sd in zip(names, half, strict=True) if sd == 0]
     if constant:
         raise DataError(f"Columns {constant} are constant: they carry no evidence. Drop them.")
-    x = np.concatenate([np.ones((len(values), 1)), (values - centre) / half], axis=1)
-    moments = torch.from_numpy(x.T @ x)
-    return Evidence(names, moments, 0.0, torch.from_numpy(centre), torch.from_numpy(half))
+    return Evidence(names, moments_of((values - centre) / half), 0.0, torch.from_numpy(centre), torch.from_numpy(half))
 
 
 def _numbers(frame: pd.DataFrame, name: str) -> Floats:

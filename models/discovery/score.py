@@ -46,7 +46,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -60,6 +60,24 @@ _SINGULAR = 1e-10
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Order = list[int]
+
+
+class LocalScore(Protocol):
+    """What a search asks: the score of one variable given its parents, and what one more or less would gain.
+
+    Sets of variables are bit masks of positions in ``names``; ``allowed`` and ``required`` hold, for each variable, the
+    mask of what may and must be its parents. The methods are those of `Score`.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def allowed(self) -> Sequence[int]: ...
+    @property
+    def required(self) -> Sequence[int]: ...
+    def of_parents(self, j: int, parents: int) -> float: ...
+    def gains(self, j: int, parents: int, among: int) -> tuple[Order, Floats]: ...
+    def losses(self, j: int, parents: int) -> tuple[Order, Floats]: ...
 
 
 @dataclass(frozen=True)

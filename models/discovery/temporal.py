@@ -33,7 +33,7 @@ import torch
 from scipy.stats import false_discovery_control, norm
 
 from causaldao.errors import ConfigurationError, DataError, MisuseError
-from causaldao.models.discovery.evidence import Dictionary, Evidence, Partial, partial
+from causaldao.models.discovery.evidence import Dictionary, Evidence, Partial, moments_of, partial
 from causaldao.models.discovery.pc import orient
 from causaldao.models.discovery.score import refuse_dependent
 from causaldao.models.discovery.skeleton import Answer, Oracle, PartialCorrelations, Question, stable_skeleton
@@ -117,9 +117,8 @@ def lagged(
     scale = (whole.centre.numpy(), whole.half.numpy())
     z = dictionary.encode(values) if dictionary else (values.to_numpy(np.float64) - scale[0]) / scale[1]
     ends = _window_ends(frame, lags, series, time)
-    x = np.concatenate([np.ones((len(ends), 1)), *(z[ends - lag] for lag in range(lags + 1))], axis=1)
     names = tuple(at(name, lag) for lag in range(lags + 1) for name in whole.names)
-    moments = torch.from_numpy(x.T @ x)
+    moments = moments_of(np.concatenate([z[ends - lag] for lag in range(lags + 1)], axis=1))
     return Evidence(names, moments, 0.0, whole.centre.repeat(lags + 1), whole.half.repeat(lags + 1))
 
 
