@@ -208,7 +208,7 @@ def test_what_cannot_be_used_is_refused() -> None:
         interventional([])
     with pytest.raises(MisuseError, match="penalty -1"):
         interventional([watched], penalty=-1)
-    with pytest.raises(MisuseError, match="no variable 'v02'|stand in some parts only"):
+    with pytest.raises(MisuseError, match="no variable 'v02'"):
         interventional([watched, Environment(evidence.select(["v00", "v01"]))])
     with pytest.raises(ConfigurationError, match=r"\['zz'\]"):
         interventional([watched], knowledge=Knowledge({("zz", "v00")}))
@@ -221,6 +221,6 @@ def test_what_cannot_be_used_is_refused() -> None:
         environments_of(table.assign(v00=np.nan), "environment", {"e0": [], "e1": []})
     with pytest.raises(DataError, match="constant"):
         environments_of(table.assign(v00=1.0), "environment", {"e0": [], "e1": []})
+    copied = environments_of(table.assign(copy=table["v00"]), "environment", {"e0": [], "e1": ["v01"]})
     with pytest.raises(DataError, match="linearly dependent"):
-        copied = table.assign(copy=table["v00"])
-        interventional(environments_of(copied, "environment", {"e0": [], "e1": ["v01"]}))
+        interventional(copied)
