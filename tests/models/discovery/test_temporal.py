@@ -44,8 +44,11 @@ def _companion(process: Lags) -> tuple[np.ndarray, np.ndarray]:
     return transition, mixing
 
 
-def _population(process: Lags, lags: int, records: float = 1e9) -> Evidence:
-    """The evidence of so many windows of lags + 1 steps, with the moments of the process exactly."""
+def _population(process: Lags, lags: int) -> Evidence:
+    """The evidence of windows of lags + 1 steps with the moments of the process exactly, of so many that a nearly
+    cancelled path is not taken for none.
+    """
+    records = 1e13
     d = len(process[0])
     transition, mixing = _companion(process)
     state = solve_discrete_lyapunov(transition, mixing @ mixing.T)
