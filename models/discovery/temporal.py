@@ -6,8 +6,8 @@ Nodes are named ``x[t]`` and ``x[t-3]``; an edge into ``x[t]`` stands for the sa
 
 PCMCI has two stages. PC1 finds, for each variable, a superset of its lagged parents: at step p each candidate left is
 tested given the p strongest others only, and those that are independent go. MCI then tests each x[t-τ] -> y[t]
-given the parents of y *and* those of x, moved back by τ. The second set is what makes the test right in autocorrelated
-series: given its own past, what is left of x[t-τ] is news.
+given the parents of y *and* those of x, moved back by τ. The first set takes the past of y away, the second that of
+x[t-τ]: what is left of both is news, also where PC1 missed a parent.
 
 PC1 can lose a parent whose effects by two ways cancel, such as the last of many lags beside the effect's own past, and
 MCI then takes its neighbours for causes. So, unlike the paper, the links that MCI finds join the parents and it is run
