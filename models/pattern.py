@@ -62,11 +62,18 @@ def pattern(
     return _complete(pairs, arrows, nodes)
 
 
-def cpdag_of(dag: CausalGraph) -> CausalGraph:
-    """The CPDAG of the Markov equivalence class of a DAG."""
+def cpdag_of(dag: CausalGraph, targets: Iterable[Collection[str]] = ()) -> CausalGraph:
+    """The CPDAG of the Markov equivalence class of a DAG; with sets of intervention ``targets`` the interventional one.
+
+    An intervention tells the direction of an edge of which it holds one end and not the other: the edge is cut, or it
+    is not (Hauser & Bühlmann, 2012, theorem 10, if each variable is outside one set at
+    least).
+    """
     if not dag.is_dag:
         raise MisuseError("cpdag_of takes a DAG, and this graph has edges that are not directed. Extend it first.")
     arrows = {(end, c) for a, c, b in dag.unshielded_colliders() for end in (a, b)}
+    for held in targets:
+        arrows |= {(a, b) for a, b in dag.directed if (a in held) != (b in held)}
     lines = [pair for pair in dag.skeleton() if pair not in arrows and pair[::-1] not in arrows]
     return meek(CausalGraph.cpdag(arrows, lines, dag.nodes))
 

@@ -43,16 +43,17 @@ _PAIRS = 96  # rows of each side in the counterfactual loss, which compares all 
 _SMALLEST = 1e-8  # residual variance, in units of the node's own: below it the likelihood has no bound
 
 
-def acyclicity(adjacency: Tensor) -> Tensor:
-    """DAGMA's h(A) = d log d - log det(d I - A) >= 0, zero iff the graph of A has no cycle; differentiable, scalar.
+def acyclicity(adjacency: Tensor, s: float | None = None) -> Tensor:
+    """DAGMA's h(A) = d log s - log det(s I - A) >= 0, zero iff the graph of A has no cycle; differentiable, scalar.
 
-    A is (d, d) with entries in [0, 1] and a zero diagonal. Its row sums, hence its spectral radius, are below s = d,
-    so that h is finite wherever the gates stand (Bello et al., 2022, Theorem 1, with A for W∘W).
+    A is (d, d), not negative, with a spectral radius below s (Bello et al., 2022, Theorem 1, with A for W∘W). By
+    default s = d: entries in [0, 1] with a zero diagonal have row sums below it, so h is finite wherever gates stand.
     """
     d = adjacency.shape[-1]
-    inside = d * torch.eye(d, dtype=adjacency.dtype, device=adjacency.device) - adjacency
+    s = d if s is None else s
+    inside = s * torch.eye(d, dtype=adjacency.dtype, device=adjacency.device) - adjacency
     log_det: Tensor = torch.linalg.slogdet(inside).logabsdet
-    return d * math.log(d) - log_det
+    return d * math.log(s) - log_det
 
 
 def mutilate(adjacency: Tensor, mask: Tensor) -> Tensor:

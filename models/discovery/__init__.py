@@ -13,6 +13,8 @@ from typing import Any
 
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.boss import boss as _boss
+from causaldao.models.discovery.dagma import dagma as _dagma
+from causaldao.models.discovery.dagma import notears as _notears
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.fci import fci as _fci
 from causaldao.models.discovery.fci import rfci as _rfci
@@ -24,7 +26,9 @@ from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 
 # under other names, so that `discovery.boss` and `discovery.pc` stay the modules
-METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "pc": _pc, "ges": _ges, "fci": _fci, "rfci": _rfci}
+METHODS: Mapping[str, Callable[..., Discovery]] = {
+    "boss": _boss, "pc": _pc, "ges": _ges, "fci": _fci, "rfci": _rfci, "notears": _notears, "dagma": _dagma,
+}  # fmt: skip
 ON_TABLES = frozenset({"boss", "pc", "ges", "fci", "rfci"})
 
 __all__ = ["METHODS", "ON_TABLES", "Discovery", "LocalTables", "SharedTables", "Tables", "discover", "search"]
@@ -40,7 +44,7 @@ def discover(
     are those of blocks of columns), or tables of discrete variables (`LocalTables`, `SharedTables`) for the methods in
     `ON_TABLES`. Options of ``boss``: penalty, generator, restarts; of ``ges``: penalty, turning; of both on tables also
     score and sample_size; of ``pc``, ``fci`` and ``rfci``: alpha; of ``pc`` and ``fci`` also colliders, of ``pc``
-    priority.
+    priority; of ``notears`` and ``dagma``: sparsity, threshold, standardise.
 
     Raises:
         MisuseError: no method or option of that name, or a method that cannot use tables; the choices are listed.

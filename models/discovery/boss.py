@@ -60,11 +60,26 @@ def boss(
             noise that leaves no residual variance beside the required parents, or tables with noise.
         ConfigurationError: the knowledge names unknown variables.
     """
-    if restarts < 1 or (penalty is not None and not 0 < penalty < math.inf):
-        raise MisuseError(f"restarts is {restarts} and penalty {penalty}. Give one restart or more, a penalty > 0.")
+    check_options(penalty, restarts)
     knowledge.check(evidence.names)
-    names = sorted(evidence.names)
-    search = _Search(local_score(evidence, knowledge, "BOSS", penalty=penalty, score=score, sample_size=sample_size))
+    scores = local_score(evidence, knowledge, "BOSS", penalty=penalty, score=score, sample_size=sample_size)
+    dag, near = best_dag(scores, evidence.names, knowledge, generator, restarts)
+    return Discovery(knowledge.orient(cpdag_of(dag)), near, notes=scores.notes())
+
+
+def best_dag(
+    score: LocalScore,
+    columns: Sequence[str],
+    knowledge: Knowledge,
+    generator: torch.Generator | None = None,
+    restarts: int = 12,
+) -> tuple[CausalGraph, frozenset[Pair]]:
+    """The DAG over ``columns`` of the best order that the search meets, and its near ties; `boss` on any score.
+
+    Raises:
+        DataError: noise leaves no residual variance beside the required parents.
+    """
+    search, names = _Search(score), score.names
     draw = generator or torch.Generator().manual_seed(0)
     best, best_score = list(range(len(names))), -math.inf
     for start in _starts(names, knowledge, draw, restarts):
@@ -73,7 +88,13 @@ def boss(
             best, best_score = order, value
     if names and best_score == -math.inf:
         raise DataError(NO_START)
-    return _discovery(search, best, names, evidence.names, knowledge)
+    return _dag(search, best, columns)
+
+
+def check_options(penalty: float | None, restarts: int) -> None:
+    """MisuseError: restarts below 1 or a penalty that is not positive."""
+    if restarts < 1 or (penalty is not None and not 0 < penalty < math.inf):
+        raise MisuseError(f"restarts is {restarts} and penalty {penalty}. Give one restart or more, a penalty > 0.")
 
 
 @dataclass
@@ -169,19 +190,16 @@ def _places(search: _Search, rest: Order, masks: list[int], j: int) -> range:
     return range(first, last + 1)
 
 
-def _discovery(
-    search: _Search, order: Order, names: Sequence[str], columns: Sequence[str], knowledge: Knowledge
-) -> Discovery:
+def _dag(search: _Search, order: Order, columns: Sequence[str]) -> tuple[CausalGraph, frozenset[Pair]]:
     edges: list[Pair] = []
     near: set[Pair] = set()
-    before = 0
+    names, before = search.score.names, 0
     for j in order:
         parents = search.project(j, before)[1]
         edges += [(names[i], names[j]) for i in members_of(parents)]
         near |= {(min(a, b), max(a, b)) for a, b in _near_ties(search, j, parents, before, names)}
         before |= 1 << j
-    graph = cpdag_of(CausalGraph.dag(edges, columns))
-    return Discovery(knowledge.orient(graph), frozenset(near), notes=search.score.notes())
+    return CausalGraph.dag(edges, columns), frozenset(near)
 
 
 def _near_ties(search: _Search, j: int, parents: int, before: int, names: Sequence[str]) -> Iterator[Pair]:

@@ -387,6 +387,47 @@ def partial(evidence: Evidence, a: str, b: str, given: Sequence[str] = ()) -> Pa
     return Partial(rho, math.atanh(rho), free**-0.5, evidence.noise_of(gradient) / (1 - rho * rho))
 
 
+def moments_of(z: Floats) -> Tensor:
+    """(d+1, d+1): Σ x xᵀ of the rows x = (1, z), z (n, d)."""
+    x = np.concatenate([np.ones((len(z), 1)), z], axis=1)
+    return torch.from_numpy(x.T @ x)
+
+
+def add(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of all records together: moments add. The scale and the order of names are those of the first part.
+
+    Parts may have scales of their own if they are exact: x' = T x gives M' = T M Tᵀ. Noise, which that would deform,
+    adds in squares where the scales are one.
+
+    Raises:
+        MisuseError: no part, or parts of different variables.
+        DataError: noisy parts of different scales.
+    """
+    if not parts:
+        raise MisuseError("There is no evidence to add. Give one part or more.")
+    first, moments = parts[0], torch.zeros_like(parts[0].moments)
+    for part in parts:
+        if odd := sorted(set(part.names) ^ set(first.names)):
+            raise MisuseError(
+                f"Evidence of different variables does not add: {', '.join(odd)} stand in some parts only."
+            )
+        moments += _rescaled(part.select(first.names), first)
+    noise = math.sqrt(sum(part.noise**2 for part in parts))
+    return Evidence(first.names, moments, noise, first.centre, first.half)
+
+
+def _rescaled(part: Evidence, like: Evidence) -> Tensor:
+    """The moments of ``part`` in the scale of ``like``."""
+    if torch.equal(part.centre, like.centre) and torch.equal(part.half, like.half):
+        return part.moments
+    if part.noise:
+        raise DataError("Noisy evidence of different scales does not add. Release both under one dictionary.")
+    change = torch.eye(part.d + 1, dtype=torch.float64)
+    change[1:, 0] = (part.centre - like.centre) / like.half
+    change[1:, 1:] = (part.half / like.half).diag()
+    return change @ part.moments @ change.T
+
+
 def _residual_vectors(moments: Tensor, pair: list[int], basis: list[int]) -> Tensor | None:
     """(2, p): the coefficients of the residuals of ``pair`` on ``basis``, with unit residual variance."""
     block, cross = moments[basis][:, basis], moments[basis][:, pair]
@@ -410,9 +451,7 @@ def _standardised(frame: pd.DataFrame) -> Evidence:
     constant = [name for name, sd in zip(names, half, strict=True) if sd == 0]
     if constant:
         raise DataError(f"Columns {constant} are constant: they carry no evidence. Drop them.")
-    x = np.concatenate([np.ones((len(values), 1)), (values - centre) / half], axis=1)
-    moments = torch.from_numpy(x.T @ x)
-    return Evidence(names, moments, 0.0, torch.from_numpy(centre), torch.from_numpy(half))
+    return Evidence(names, moments_of((values - centre) / half), 0.0, torch.from_numpy(centre), torch.from_numpy(half))
 
 
 def numbers(frame: pd.DataFrame, name: str) -> Floats:

@@ -27,6 +27,10 @@ class Discovery:
     ambiguous : the unshielded triples (a, c, b), a < b, that conservative and majority colliders leave open (PC;
         else empty). The graph concludes nothing from them, and a DAG with its arrows may need colliders there.
     notes : what the search could not do with this evidence, in words; empty if nothing was left out.
+    weights : of each edge (cause, effect) of the one DAG that a continuous method ends in, its coefficient, shrunk
+        as the method shrinks it (NOTEARS, DAGMA; else empty).
+    varsortability : how far the variances in the data's own units rise along that DAG, in [0, 1] (NOTEARS, DAGMA,
+        if the DAG has an edge; else None). Near 1, the order may be one of units, not of causes.
     """
 
     graph: CausalGraph
@@ -35,3 +39,5 @@ class Discovery:
     conflicts: frozenset[Triple] = frozenset()
     ambiguous: frozenset[Triple] = frozenset()
     notes: tuple[str, ...] = ()
+    weights: Mapping[Pair, float] = field(default_factory=dict)
+    varsortability: float | None = None

@@ -90,6 +90,16 @@ def _search(
     return Discovery(graph, frozenset(found.near), sets, conflicts, ambiguous, oracle.notes())
 
 
+def pattern_of(names: Sequence[str], skeleton: Skeleton, knowledge: Knowledge) -> tuple[CausalGraph, frozenset[Triple]]:
+    """The CPDAG of a skeleton by its separating sets (the rule "stable"), and its conflicts, as in `pc`."""
+    bare = CausalGraph.cpdag(undirected=skeleton.pairs, nodes=names)
+    ends = skeleton.separated
+    verdicts: Verdicts = {
+        (a, c, b): c not in ends[a, b].given for a, c, b in bare.unshielded_triples() if (a, b) in ends
+    }
+    return _orient(bare, skeleton, verdicts, knowledge, PRIORITIES[0])
+
+
 def _verdicts(rule: str, oracle: Oracle, found: Skeleton, triples: Iterable[Triple], usable: Usable | None) -> Verdicts:
     """Of each unshielded triple whether it is a collider, None if that is ambiguous.
 

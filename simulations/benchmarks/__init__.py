@@ -24,6 +24,7 @@ NAMES = (
     "discovery",
     "networks",
     "nonlinear",
+    "continuous",
 )
 
 

@@ -71,6 +71,27 @@ def test_the_cpdag_is_what_the_equivalence_class_shares_by_brute_force() -> None
         assert all(cpdag_of(member) == cpdag for member in members)
 
 
+def test_the_interventional_cpdag_is_what_dags_with_the_same_cuts_share_by_brute_force() -> None:
+    more = 0
+    for seed in range(count(20, 400)):
+        rng = np.random.default_rng(seed)
+        dag = random_dag(rng, 5, degree=2.5)
+        targets = [frozenset(n for n in dag.nodes if rng.random() < 0.3) for _ in range(int(rng.integers(1, 4)))]
+
+        def cut(member: CausalGraph, sets: list[frozenset[str]]) -> list[frozenset[tuple[str, str]]]:
+            """The skeletons that are left without the edges into each set of targets."""
+            left = [[(min(a, b), max(a, b)) for a, b in member.directed if b not in held] for held in sets]
+            return [frozenset(pairs) for pairs in left]
+
+        members = [d for d in orientations(sorted(dag.skeleton()), list(dag.nodes)) if cpdag_of(d) == cpdag_of(dag)]
+        same = [member for member in members if cut(member, targets) == cut(dag, targets)]
+        shared = frozenset.intersection(*(member.directed for member in same))
+        assert cpdag_of(dag, targets).directed == shared, seed
+        assert cpdag_of(dag, [frozenset()]) == cpdag_of(dag)
+        more += len(shared) > len(cpdag_of(dag).directed)
+    assert more > 5
+
+
 def test_a_cpdag_comes_back_from_its_extension_and_from_its_pattern() -> None:
     for seed in range(count(40, 400)):
         rng = np.random.default_rng(seed)

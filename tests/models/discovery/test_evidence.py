@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from causaldao.errors import ConfigurationError, DataError, MisuseError
-from causaldao.models.discovery.evidence import NO_POWER, Dictionary, Evidence, Variable, partial
+from causaldao.models.discovery.evidence import NO_POWER, Dictionary, Evidence, Variable, add, partial
 from causaldao.signing import canonical
 from tests.counts import count
 from tests.models.random_models import names, noisy, population, sample, weights
@@ -216,3 +216,28 @@ def test_two_columns_of_one_name() -> None:
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 3)), columns=["a", "b", "a"])
     with pytest.raises(DataError, match="2 columns are named 'a'"):
         Evidence.from_data(frame)
+
+
+def test_parts_add_to_the_evidence_of_all_rows_whatever_their_scales_and_orders() -> None:
+    rng = np.random.default_rng(3)
+    frames = [sample(rng, weights(rng, 4, 2), n) * 10.0**k + k for k, n in enumerate((50, 80, 30))]
+    mixed = [frames[0], frames[1][frames[1].columns[::-1]], frames[2]]
+    parts = [Evidence.from_data(frame) for frame in mixed]
+    added = add(parts)
+    z = (pd.concat(frames).to_numpy() - parts[0].centre.numpy()) / parts[0].half.numpy()
+    rows = np.concatenate([np.ones((160, 1)), z], axis=1)
+    assert added.names == tuple(names(4))
+    assert added.moments.numpy() == pytest.approx(rows.T @ rows)
+
+
+def test_noise_of_parts_adds_in_squares_and_only_on_one_scale() -> None:
+    moments = 100 * torch.eye(3, dtype=torch.float64)
+    parts = [Evidence(("a", "b"), moments, sigma) for sigma in (3.0, 4.0)]
+    assert add(parts).noise == 5.0
+    elsewhere = Evidence(("a", "b"), moments, 1.0, torch.ones(2).double(), torch.ones(2).double())
+    with pytest.raises(DataError, match="under one dictionary"):
+        add([*parts, elsewhere])
+    with pytest.raises(MisuseError, match="a, c stand in some"):
+        add([parts[0], Evidence(("c", "b"), moments)])
+    with pytest.raises(MisuseError, match="no evidence to add"):
+        add([])
