@@ -212,3 +212,11 @@ def test_real_rows_contradict_the_textbook() -> None:
     assert lalonde["experiment_here"]["interval"][0] < 1794 < lalonde["experiment_here"]["interval"][1]
     assert lalonde["unadjusted"] < -8000  # the adjusted ones are reported whatever they are
     assert set(lalonde) >= {"g-formula 1", "ipw 1", "aipw 1", "earnings_before_training"}
+
+
+def test_levels_are_not_compared_on_the_same_records() -> None:
+    found = run("nonlinear", seeds=1, parts=["mixed"])
+    assert found["seeds"] == [0, 0]
+    assert len(found["mixed"]) == 9
+    assert found["mixed"]["one-hot, boss"]["f1"] > found["mixed"]["identity (level numbers), boss"]["f1"]
+    assert all(0 <= run["precision"] <= 1 and run["f1_sd"] == 0 for run in found["mixed"].values())
