@@ -225,3 +225,11 @@ def test_discovery_is_measured_on_other_problems_than_it_says() -> None:
     assert once["peak_mib"] >= once["before_mib"] > 50
     with pytest.raises(MisuseError, match="no part sped; choose of agreement, scores, speed, growth"):
         run("discovery", parts=("sped",))
+
+
+def test_levels_are_not_compared_on_the_same_records() -> None:
+    found = run("nonlinear", seeds=1, parts=["mixed"])
+    assert found["seeds"] == [0, 0]
+    assert len(found["mixed"]) == 9
+    assert found["mixed"]["one-hot, boss"]["f1"] > found["mixed"]["identity (level numbers), boss"]["f1"]
+    assert all(0 <= run["precision"] <= 1 and run["f1_sd"] == 0 for run in found["mixed"].values())
