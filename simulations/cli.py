@@ -74,18 +74,27 @@ def bench(
             "and a large ledger verified. aggregation: robust rules beside byzfl and Flower, in reads of the matrix. "
             "robustness: rules against attacks on real data. attacks: the demo's study under every attack. "
             "effects: real data with an answer of its own (NHEFS, LaLonde). "
-            "causal-unit: graphs and counterfactuals learnt from planted models."
+            "causal-unit: graphs and counterfactuals learnt from planted models. "
+            "federated: discovery with liars, beside all rows in one place."
         ),
     ],
     members: Annotated[int | None, typer.Option(help="Members of the federation (engine, scale).")] = None,
     parameters: Annotated[int | None, typer.Option(help="Parameters of the model (engine).")] = None,
     repeats: Annotated[int | None, typer.Option(help="Pairs of which the median is taken.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds (demo, causal-unit: 20, robustness: 5, attacks: 1).")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds (demo, causal-unit: 20, federated: 12, robustness: 5, attacks: 1).")
+    ] = None,
     entries: Annotated[int | None, typer.Option(help="Entries of the large ledger (ledger: 1,000,000).")] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to aggregate: cpu, or cuda where PyTorch sees one (aggregation).")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write table and heat map (robustness).")] = None,
+    settings: Annotated[
+        str | None, typer.Option(help="Which settings, as a pattern such as 'ER1/*/eps1/*', or sachs (federated).")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many at a time (federated, robustness).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the table and the picture (robustness, federated).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark and print its medians."""
@@ -95,7 +104,7 @@ def bench(
         _one_thread()
         options = {
             "members": members, "parameters": parameters, "repeats": repeats, "seeds": seeds, "entries": entries,
-            "device": device, "out": out,
+            "device": device, "settings": settings, "processes": processes, "out": out,
         }  # fmt: skip
         result = run(name, **{key: value for key, value in options.items() if value is not None})
         output.emit(result, lambda: "\n".join(f"{key}: {value}" for key, value in result.items()))
