@@ -10,10 +10,10 @@ There sampling and noise are independent entry by entry, of variance
 so a lie about a direction in which records hardly vary stands out as much as it harms discovery, which divides by λ.
 Three steps leave out at most f sites in all:
 
-1. Copies. Two sites nearer to each other than half of what their own sampling and noise put between them, and than half
-   of what is between most, do not speak for themselves; of such a group only one stays.
-2. Strangers. Sites farther from the coordinate-wise median than `FAR` times the (n - f)-th nearest. If nobody lies,
-   nobody need go: multi-Krum always loses f honest sites.
+1. Copies. Two sites nearer to each other than their own sampling and noise allow (χ² at `COPIES` standard deviations,
+   and half of what is between most) do not speak for themselves; of such a group only one stays.
+2. Strangers. Sites farther from the coordinate-wise median than the (n - f)-th nearest by more than χ² at `FAR`
+   standard deviations. If nobody lies, nobody need go: multi-Krum always loses f honest sites.
 3. Conspiracies. What liars agree on shows in all of them at once. While the largest eigenvalue of the sites' Gram
    matrix is more than chance gives (level 1 %: Johnstone 2001, at the scale of the other eigenvalues), the sites are
    split in two along its eigenvector, and the smaller part leaves. A common shift of b standard deviations in each of E
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FAR = 1.25
+COPIES, FAR = -4.5, 3.5
 _TRACY_WIDOM = 2.0234  # its 99 % quantile for real matrices
 _ROUNDS = 4  # of finding a metric by those who are kept in the last one
 _FLAT = 1e-9  # of the largest eigenvalue: a direction in which the centre says that nothing varies
@@ -66,7 +66,7 @@ def _left(values: Tensor, faulty: int) -> list[int]:
     kept = [k for k in range(len(values)) if k not in _copies(values, faulty)]
     distances = (values - values[kept].median(dim=0).values).square().mean(dim=1)
     room = faulty - (len(values) - len(kept))
-    limit = FAR * float(distances[kept].sort().values[len(kept) - room - 1])
+    limit = _mean_square(values.shape[1], FAR) * float(distances[kept].sort().values[len(kept) - room - 1])
     kept = [k for k in kept if float(distances[k]) <= limit]
     room = faulty - (len(values) - len(kept))
     while room > 0 and (leaving := _conspiracy(values[kept], room)):
@@ -77,10 +77,10 @@ def _left(values: Tensor, faulty: int) -> list[int]:
 
 def _copies(values: Tensor, most: int) -> list[int]:
     """At most ``most`` of the sites that are too near to one before them: independent sites differ by 2 an entry."""
-    n = len(values)
+    n, allowed = len(values), _mean_square(values.shape[1], COPIES)
     between = (values[:, None] - values[None]).square().mean(dim=2)
     pairs = torch.triu_indices(n, n, 1)
-    near = min(2.0, float(between[pairs[0], pairs[1]].median())) / 2 if n > 2 else 0.0
+    near = min(2 * allowed, float(between[pairs[0], pairs[1]].median()) / 2) if n > 2 else 0.0
     found: list[int] = []
     for k in range(n):
         if any(float(between[k, j]) < near for j in range(k) if j not in found):
@@ -107,6 +107,11 @@ def _whitened(moments: Tensor, counts: Tensor, noise: Tensor, centre: Tensor) ->
     values = (turn @ (moments - centre) @ turn.T)[:, rows, columns]
     scaled: Tensor = values / (sampling / counts[:, None] + drawn * relative[:, None]).sqrt()
     return scaled
+
+
+def _mean_square(entries: int, deviations: float) -> float:
+    """A quantile of χ² with so many degrees of freedom, over their number, by a normal one (Wilson & Hilferty 1931)."""
+    return max(0.0, 1 - 2 / (9 * entries) + deviations * (2 / (9 * entries)) ** 0.5) ** 3
 
 
 def _conspiracy(sites: Tensor, most: int) -> list[int]:

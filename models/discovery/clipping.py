@@ -24,6 +24,7 @@ from causaldao.models.discovery.evidence import Evidence
 
 _DRAWS = 2048
 _ROUNDS = 100
+_FULLEST = 0.95  # of R²: records that are all longer than R tell nothing of their length
 _CENTRED = 0.1  # squared standard deviations that a mean may be from the centre of its bounds
 
 
@@ -41,7 +42,8 @@ def restoration(evidence: Evidence, clip: float) -> Tensor:
     if clip <= 1:
         raise MisuseError(f"The clip C² is {clip}, but a record's constant alone has square 1: give the dictionary's.")
     mean, covariance = evidence.mean(), evidence.covariance()
-    off = mean.square() / covariance.diagonal().clamp_min(1e-12)
+    doubt = evidence.noise / evidence.count  # √2 standard deviations of a mean, one of a variance
+    off = (mean.abs() - 3 * doubt).clamp_min(0).square() / covariance.diagonal().clamp_min(max(doubt, 1e-12))
     if evidence.d and float(off.max()) > _CENTRED:
         name = evidence.names[int(off.argmax())]
         raise MisuseError(
@@ -49,7 +51,9 @@ def restoration(evidence: Evidence, clip: float) -> Tensor:
             f"at most {_CENTRED**0.5:.2g} can be put back. Centre its bounds on its mean, or do without."
         )
     shortened, basis = torch.linalg.eigh(covariance)
+    room = min(float(covariance.trace()), _FULLEST * (clip - 1))
     shortened = shortened.clamp_min(1e-9 * float(shortened[-1]))
+    shortened = shortened * min(1.0, room / float(shortened.sum()))  # noise below zero is noise above it, too
     squares = _squares(evidence.d)
     lengths = shortened.clone()
     for _ in range(_ROUNDS):
