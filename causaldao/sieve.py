@@ -25,6 +25,7 @@ What remains unseen is a lie in few entries: see `pool.Settings.doubt`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -111,7 +112,8 @@ def _whitened(moments: Tensor, counts: Tensor, noise: Tensor, centre: Tensor) ->
 
 def _mean_square(entries: int, deviations: float) -> float:
     """A quantile of χ² with so many degrees of freedom, over their number, by a normal one (Wilson & Hilferty 1931)."""
-    return max(0.0, 1 - 2 / (9 * entries) + deviations * (2 / (9 * entries)) ** 0.5) ** 3
+    root = 1 - 2 / (9 * entries) + deviations * math.sqrt(2 / (9 * entries))
+    return max(0.0, root) ** 3
 
 
 def _conspiracy(sites: Tensor, most: int) -> list[int]:
