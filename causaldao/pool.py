@@ -5,6 +5,9 @@ its own standard deviation: sampling (for x in [-1, 1]^p the variance of x_i x_j
 every distribution) plus the study's noise, never a scale that a site declares. Multi-Krum (Blanchard et al. 2017) on
 these distances keeps n - f sites.
 
+The rule `sieve` (`causaldao.sieve`) keeps n - f or more, judged by what
+sites say together.
+
 *Excluded by rank* is not *accused*. An accusation is a test, at family-wise level α over members, that a site's entry
 or its answer to one of the study's questions differs from the pool of the kept others.
 
@@ -68,7 +71,8 @@ class Settings:
 class Pool:
     """The pooled evidence and everything needed to check how it came about.
 
-    ``distances`` are Krum scores in noise units per entry (about 1 for honest sites), ``deviations`` the largest
+    ``distances`` are Krum scores in noise units per entry (about 1 for honest sites), under ``sieve`` mean squared
+    distances from the kept in such units, ``deviations`` the largest
     standardised deviation of each site from the others, ``critical`` the value above which it is an accusation,
     ``bounds`` how far f unaccused liars can move each question's answer (natural units), None for one that is too noisy
     to be answered.
