@@ -8,7 +8,7 @@ knowledge overrides. A ballot is a function of public things, so anyone can reco
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
@@ -181,27 +181,35 @@ def _mark(nodes: tuple[str, ...], given: set[str], evidence: Evidence) -> Mark:
     return Mark(nodes, tuple(sorted(given)), test.correlation, test.z, error)
 
 
-def cast(proposal: Proposal, own: Evidence, knowledge: Knowledge = NONE, level: float = 0.01) -> Ballot:
+def cast(
+    proposal: Proposal, own: Evidence, knowledge: Knowledge = NONE, level: float = 0.01, targets: Iterable[str] = ()
+) -> Ballot:
     """The ballot that follows from ``own`` evidence and declared knowledge at the study's two-sided test level.
 
     +1 if the own z is significant in the pool's direction; else -1 if it differs significantly from the pool's z;
-    else 0. Both tests count the sampling and privacy errors.
+    else 0. Both tests count the sampling and privacy errors. ``targets`` are the variables that the member's conditions
+    act on, declared in the study: there its evidence may differ and contradicts nothing, so -1 becomes 0.
     """
+    acted_on = frozenset(targets)
     critical = NormalDist().inv_cdf(1 - level / 2)
     votes, ties = {}, []
     for mark in proposal.marks:
-        votes[mark.key], near = _vote(mark, own, knowledge, critical)
+        vote, near = _vote(mark, own, knowledge, critical)
+        excused = vote < 0 and acted_on & set(mark.nodes) and not _known(mark, knowledge)
+        votes[mark.key] = 0 if excused else vote
         ties += [mark.key] if near else []
     return Ballot(votes, knowledge, tuple(ties), proposal.digest)
 
 
-def recheck(ballot: Ballot, proposal: Proposal, own: Evidence, level: float) -> tuple[str, ...]:
+def recheck(
+    ballot: Ballot, proposal: Proposal, own: Evidence, level: float, targets: Iterable[str] = ()
+) -> tuple[str, ...]:
     """The marks on which a ballot does not follow from the voter's evidence and declared knowledge; () if it does.
 
     A vote on a mark that the check finds within 1e-6 of a threshold is taken as given; which marks the voter lists as
     near-ties decides nothing, or a liar could list them all.
     """
-    expected = cast(proposal, own, ballot.knowledge, level)
+    expected = cast(proposal, own, ballot.knowledge, level, targets)
     return tuple(
         key for key, vote in expected.votes.items() if ballot.votes[key] != vote and key not in expected.near_ties
     )

@@ -132,3 +132,8 @@ def _calibrate(before: Sequence[Spend], rate: float, steps: int, budget: float, 
         middle = (low + high) // 2
         low, high = (low, middle) if within(middle) else (middle, high)
     return Spend(round(high * _STEP, 4), rate, steps)
+
+
+def multiplier(epsilon: float, delta: float) -> float:
+    """The noise multiplier of a single Gaussian release that costs at most ε at ``delta``."""
+    return _calibrate([], 1.0, 1, epsilon, delta).noise_multiplier

@@ -5,6 +5,9 @@ its own standard deviation: sampling (for x in [-1, 1]^p the variance of x_i x_j
 every distribution) plus the study's noise, never a scale that a site declares. Multi-Krum (Blanchard et al. 2017) on
 these distances keeps n - f sites.
 
+The rule `sieve` (`causaldao.sieve`) keeps n - f or more, judged by what
+sites say together.
+
 *Excluded by rank* is not *accused*. An accusation is a test, at family-wise level α over members, that a site's entry
 or its answer to one of the study's questions differs from the pool of the kept others.
 
@@ -33,8 +36,9 @@ from causaldao.aggregation.rules import krum_scores, require
 from causaldao.errors import DataError, MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.effects import influence
+from causaldao.sieve import sieve
 
-RULES = ("multi-krum", "mean")
+RULES = ("multi-krum", "mean", "sieve")
 _WEIGHT_CAP = 2.0  # times the median: a large site helps, but does not decide
 
 
@@ -49,20 +53,26 @@ class Question:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the study fixes: rule, f, the clamp of counts, the level of accusations, the questions to protect."""
+    """What the study fixes: rule, f, the clamp of counts, the level of accusations, the questions to protect.
+
+    ``doubt`` counts liars who stay unseen into the precision of the pool: f of the kept are taken to be off in every
+    entry, all the same way, by so many of their own standard deviations. The pool is then worth fewer records.
+    """
 
     faulty: int
     rule: str = "multi-krum"
     rows: tuple[float, float] = (10, 1_000_000)
     level: float = 0.01
     questions: tuple[Question, ...] = ()
+    doubt: float = 0.0
 
 
 @dataclass(frozen=True)
 class Pool:
     """The pooled evidence and everything needed to check how it came about.
 
-    ``distances`` are Krum scores in noise units per entry (about 1 for honest sites), ``deviations`` the largest
+    ``distances`` are Krum scores in noise units per entry (about 1 for honest sites), under ``sieve`` mean squared
+    distances from the kept in such units, ``deviations`` the largest
     standardised deviation of each site from the others, ``critical`` the value above which it is an accusation,
     ``bounds`` how far f unaccused liars can move each question's answer (natural units), None for one that is too noisy
     to be answered.
@@ -109,12 +119,15 @@ def pool(evidence: Mapping[str, Evidence], settings: Settings) -> Pool:
     names = sorted(evidence)
     if settings.rule not in RULES:
         raise MisuseError(f"There is no pool rule {settings.rule!r}; choose one of {', '.join(RULES)}.")
-    if settings.rule == "multi-krum":
+    robust = settings.rule != "mean"
+    if robust:
         require("multi-krum", len(names), settings.faulty)
     sites = _Sites.of([evidence[name] for name in names], settings.rows)
     scores = krum_scores(sites.distances(), settings.faulty) if len(names) > 2 else torch.zeros(len(names))
-    robust = settings.rule == "multi-krum"
     keep = _smallest(scores, len(names) - settings.faulty) if robust else list(range(len(names)))
+    if settings.rule == "sieve":
+        sifted = sieve(sites.moments, sites.counts, sites.sigma, settings.faulty, keep)
+        keep, scores = list(sifted.kept), sifted.scores
     critical = _critical(settings, len(names), sites.entries + len(settings.questions))
     while True:
         weights = sites.weights(keep)
@@ -126,7 +139,7 @@ def pool(evidence: Mapping[str, Evidence], settings: Settings) -> Pool:
         keep.remove(worst)
     accused = [k for k in range(len(names)) if robust and float(deviations[k]) > critical]
     return Pool(
-        evidence=pooled,
+        evidence=_discounted(pooled, weights, settings),
         rule=settings.rule,
         faulty=settings.faulty,
         weights={names[k]: float(weights[k]) for k in keep},
@@ -138,6 +151,16 @@ def pool(evidence: Mapping[str, Evidence], settings: Settings) -> Pool:
         accused=tuple(names[k] for k in accused),
         bounds=bounds if robust and not set(accused) & set(keep) else (None,) * len(bounds),
     )
+
+
+def _discounted(pooled: Evidence, weights: Tensor, settings: Settings) -> Evidence:
+    """The pool as if its error were larger by what f unseen liars add: variance times 1 + (doubt·Σ w)² / Σ w², the
+    first sum over the f largest weights."""
+    if not settings.doubt:
+        return pooled
+    moved = settings.doubt * _largest(weights, settings.faulty)
+    factor = 1 + moved**2 / float((weights**2).sum())
+    return replace(pooled, moments=pooled.moments / factor, noise=pooled.noise / factor**0.5)
 
 
 def _largest(values: Tensor, number: int) -> float:
@@ -162,6 +185,7 @@ class _Sites:
     evidence: tuple[Evidence, ...]
     moments: Tensor
     counts: Tensor
+    sigma: Tensor
     sampling: Tensor
     noise: Tensor
 
@@ -180,7 +204,7 @@ class _Sites:
         shape = torch.full_like(bound, 0.5).fill_diagonal_(1.0)
         sigma = torch.tensor([e.noise for e in evidence], dtype=torch.float64)
         noise = (sigma / counts)[:, None, None] ** 2 * (shape + centre**2)
-        return _Sites(tuple(evidence), moments, counts, bound / counts[:, None, None], noise)
+        return _Sites(tuple(evidence), moments, counts, sigma, bound / counts[:, None, None], noise)
 
     @property
     def variance(self) -> Tensor:
@@ -226,8 +250,7 @@ class _Sites:
         kept = [k for k in range(len(weights)) if float(weights[k]) > 0]
         counts = self.counts.clamp_max(self._cap(kept))  # records beyond the cap are a claim that buys no precision
         count = float(1 / (weights**2 / counts).sum())
-        sigma = torch.tensor([e.noise for e in self.evidence], dtype=torch.float64)
-        noise = count * float(((weights * sigma / counts) ** 2).sum().sqrt())
+        noise = count * float(((weights * self.sigma / counts) ** 2).sum().sqrt())
         mean = (weights[:, None, None] * self.moments).sum(dim=0)
         first = self.evidence[0]
         return Evidence(first.names, count * mean / mean[0, 0], noise, first.centre, first.half, first.blocks)
@@ -274,6 +297,5 @@ class _Sites:
 
     def _answer_variance(self, per_record: float, gradient: Tensor) -> Tensor:
         """(n,): variance of ⟨A, S_k⟩, sampling and noise."""
-        sigma = torch.tensor([e.noise for e in self.evidence], dtype=torch.float64)
-        noise: Tensor = sigma / self.counts * torch.linalg.matrix_norm(gradient)
+        noise: Tensor = self.sigma / self.counts * torch.linalg.matrix_norm(gradient)
         return per_record / self.counts + noise**2

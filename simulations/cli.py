@@ -76,25 +76,36 @@ def bench(
             "effects: real data with an answer of its own (NHEFS, LaLonde). "
             "causal-unit: graphs and counterfactuals learnt from planted models. "
             "discovery: PC, GES, FCI and BOSS beside causal-learn: agreement, speed, growth. "
-            "networks: discovery on tables of known discrete networks, beside causal-learn."
+            "networks: discovery on tables of known discrete networks, beside causal-learn. "
+            "federated: discovery with liars, beside all rows in one place. "
+            "identification: separation and adjustment beside pgmpy and dowhy. "
+            "continuous: NOTEARS and DAGMA, raw and standardised. "
+            "nonlinear: features beside numbers, for curved and mixed mechanisms."
         ),
     ],
     members: Annotated[int | None, typer.Option(help="Members of the federation (engine, scale).")] = None,
     parameters: Annotated[int | None, typer.Option(help="Parameters of the model (engine).")] = None,
     repeats: Annotated[int | None, typer.Option(help="Pairs of which the median is taken.")] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Seeds (demo, causal-unit: 20, robustness, networks: 5, attacks: 1).")
+        int | None,
+        typer.Option(help="Seeds (demo, causal-unit: 20, federated: 12, robustness, networks: 5, attacks: 1)."),
     ] = None,
     entries: Annotated[int | None, typer.Option(help="Entries of the large ledger (ledger: 1,000,000).")] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to aggregate: cpu, or cuda where PyTorch sees one (aggregation).")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write table and heat map (robustness).")] = None,
     part: Annotated[
         list[str] | None,
-        typer.Option(help="A part to run, all without; repeat it for several (causal-unit, discovery)."),
+        typer.Option(help="A part to run, all without; repeat it for several (causal-unit, discovery, nonlinear)."),
     ] = None,
     pairs: Annotated[int | None, typer.Option(help="Pairs of runs of which the median is taken (discovery).")] = None,
+    settings: Annotated[
+        str | None, typer.Option(help="Which settings, as a pattern such as 'ER1/*/eps1/*', or sachs (federated).")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many at a time (federated, robustness).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the table and the picture (robustness, federated).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark and print its medians."""
@@ -104,7 +115,8 @@ def bench(
         _one_thread()
         options = {
             "members": members, "parameters": parameters, "repeats": repeats, "seeds": seeds, "entries": entries,
-            "device": device, "out": out, "parts": part or None, "pairs": pairs,
+            "device": device, "out": out, "parts": part or None, "pairs": pairs, "settings": settings,
+            "processes": processes,
         }  # fmt: skip
         result = run(name, **{key: value for key, value in options.items() if value is not None})
         output.emit(result, lambda: "\n".join(f"{key}: {value}" for key, value in result.items()))

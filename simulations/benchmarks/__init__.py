@@ -25,6 +25,7 @@ NAMES = (
     "networks",
     "nonlinear",
     "continuous",
+    "federated",
 )
 
 
