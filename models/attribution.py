@@ -55,9 +55,9 @@ class Shares:
 class RootCause:
     """What changed between two tables.
 
-    changed: the mechanisms whose difference chance does not explain; divergence: of each mechanism, the mean log density
-    that its own table's fit wins over the other's on rows that neither saw, both ways added (nats; around 0 if nothing
-    changed), with ``errors``. shares: of the change of the target's summary.
+    changed: the mechanisms whose difference chance does not explain; divergence: of each mechanism, the mean log
+    density that its own table's fit wins over the other's on rows that neither saw, both ways added (nats; around 0 if
+    nothing changed), with ``errors``. shares: of the change of the target's summary.
     """
 
     target: str
@@ -142,8 +142,8 @@ def attribute_change(
     """How much each mechanism's change did to a summary of the target: mean, variance, kl, or a function of rows (n,).
 
     The value of a coalition is the summary where its mechanisms are those of ``after`` and the others those of
-    ``before``, all over the same n draws of noise. kl is the divergence of the target's law from the one before, over 20
-    bins of equal weight; its shares may be negative where one change hides another.
+    ``before``, all over the same n draws of noise. kl is the divergence of the target's law from the one before, over
+    20 bins of equal weight; its shares may be negative where one change hides another.
 
     Raises:
         MisuseError: the models differ in graph or in a category's levels, or there is no such target or summary.
@@ -252,7 +252,7 @@ def _divergence(
 
 
 class _Coalitions:
-    """The target's values (n,) for each coalition; a variable is solved once for each part of it among its ancestors."""
+    """The target's values (n,) for each coalition; a variable is solved once for each part among its ancestors."""
 
     def __init__(
         self, graph: CausalGraph, target: str, mechanism: Callable[[str, bool, Mapping[str, Tensor]], Tensor]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,8 @@ class Training:
             raise MisuseError(f"{', '.join(wrong)}: expected at least 1.")
         if not 0 < self.held_out <= 0.5 or not 0 < self.rate < math.inf or not 0 < self.patience <= 1:
             raise MisuseError(
-                f"held_out={self.held_out}, rate={self.rate}, patience={self.patience}: expected at most .5, a positive "
-                "number, and at most 1; all more than 0."
+                f"held_out={self.held_out}, rate={self.rate}, patience={self.patience}: expected at most .5, "
+                "a positive number, and at most 1; all more than 0."
             )
 
     def epochs_of(self, rows: int) -> int:
@@ -63,9 +63,9 @@ class Training:
 class NodeReport:
     """How well a mechanism foretells held-out rows.
 
-    error: root mean square error of E[x | parents], natural units; of a category the share of rows whose likeliest level
-    is another. explained: 1 - error² / variance; of a category 1 - error / error without parents. log_prob: mean log
-    density, natural units. epochs: after which the kept parameters stood; 0 where nothing is trained.
+    error: root mean square error of E[x | parents], natural units; of a category the share of rows whose likeliest
+    level is another. explained: 1 - error² / variance; of a category 1 - error / error without parents. log_prob: mean
+    log density, natural units. epochs: after which the kept parameters stood; 0 where nothing is trained.
     """
 
     name: str
@@ -85,8 +85,8 @@ class Fitted:
 
 
 def kinds_of(frame: pd.DataFrame, number: str = "additive") -> dict[str, str]:
-    """A kind for each column, by its values: two values are a category; whole numbers from 0 on, more than 2 and at most
-    50 different ones, are counts; the rest is of the kind ``number``."""
+    """A kind for each column, by its values: two values are a category; whole numbers from 0 on, more than 2 and at
+    most 50 different ones, are counts; the rest is of the kind ``number``."""
     if kind(number).domain != "number":
         numbers = [name for name, one in KINDS.items() if one.domain == "number"]
         raise MisuseError(f"{number!r} is no kind for numbers; those are {', '.join(numbers)}.")
@@ -142,7 +142,12 @@ def fit(
     for members in _alike(task):
         found |= dict(zip(members, _fit_group(task, members, seeds), strict=True))
     model = StructuralModel(graph, names, columns, tuple(found[j][0] for j in range(len(names))))
-    return Fitted(model, _reports(model, task.held, [found[j][1] for j in range(len(names))]))
+    reports = _reports(model, task.held, [found[j][1] for j in range(len(names))])
+    whole = replace(task, kept=torch.cat([task.kept, task.held], 1))
+    for members in _alike(task):
+        if not _is_trained(KINDS[task.kinds[members[0]]], task.size(members[0]).parents):
+            found |= dict(zip(members, _fit_group(whole, members, seeds), strict=True))
+    return Fitted(replace(model, nodes=tuple(found[j][0] for j in range(len(names)))), reports)
 
 
 def ensemble(
@@ -204,6 +209,11 @@ def _alike(task: _Task) -> list[list[int]]:
     return list(groups.values())
 
 
+def _is_trained(made: Kind, parents: int) -> bool:
+    """Whether held-out rows choose its parameters; else the fit is closed and can have all rows once it is judged."""
+    return bool(made.trained) and not (made.settled and parents == 0)
+
+
 def _fit_group(task: _Task, members: Sequence[int], seeds: Sequence[int]) -> list[tuple[Node, int]]:
     made, sizes = KINDS[task.kinds[members[0]]], [task.size(j) for j in members]
     size = Size(max(one.parents for one in sizes), task.training.hidden, max(one.levels for one in sizes))
@@ -219,7 +229,7 @@ def _fit_group(task: _Task, members: Sequence[int], seeds: Sequence[int]) -> lis
     )
     params = made.start(stack(made, starts, size), x, y)
     epochs = [0] * len(members)
-    if made.trained and not (made.settled and size.parents == 0):
+    if _is_trained(made, size.parents):
         minibatches = torch.Generator().manual_seed(seeds[-1])
         params, epochs = _train(made, params, (x, y), (x_held, y_held), task.training, minibatches)
     params = made.finish(params, x, y)
@@ -299,7 +309,8 @@ def _rows(frame: pd.DataFrame, names: Sequence[str]) -> Tensor:
     if not np.isfinite(values).all():
         j, row = np.argwhere(~np.isfinite(values))[0]
         raise DataError(
-            f"{names[j]} is {values[j, row]} in row {row}: expected finite numbers. Leave out such rows, or fill them in."
+            f"{names[j]} is {values[j, row]} in row {row}: expected finite numbers. Leave out such rows, or "
+            "fill them in."
         )
     return torch.from_numpy(values)
 

@@ -54,8 +54,11 @@ class Law:
         """N(mean, deviation²), whatever the parents."""
         if not (math.isfinite(mean) and 0 < deviation < math.inf):
             raise MisuseError(f"N({mean}, {deviation}²): expected a finite mean and a positive, finite deviation.")
-        law = torch.distributions.Normal(torch.tensor(float(mean)).double(), torch.tensor(float(deviation)).double())
-        return cls((), lambda columns, noise: mean + deviation * noise, lambda columns, value: law.log_prob(value))
+
+        def log_prob(columns: Columns, value: Tensor) -> Tensor:
+            return -(((value - mean) / deviation).square() + math.log(2 * math.pi * deviation**2)) / 2
+
+        return cls((), lambda columns, noise: mean + deviation * noise, log_prob)
 
 
 Action = Set | Shift | Law

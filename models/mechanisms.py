@@ -51,10 +51,10 @@ class Kind:
     """A kind of mechanism.
 
     ``layout`` gives the shape of each parameter of one node; those in ``trained`` follow the gradient of ``loss``
-    (parameters, parents, target) -> (g, n) from ``start``; ``finish`` completes them from the rows that trained. Without
-    ``trained``, ``start`` is the whole fit. ``mean`` is E[x | parents] (g, n), of a category the probabilities
-    (g, levels, n). ``solve`` takes noise (g, w, n) to the target (g, n), ``abduct`` draws noise given target and parents,
-    and ``log_prob`` is the log density of the target. ``settled``: without parents the start is the whole fit.
+    (parameters, parents, target) -> (g, n) from ``start``; ``finish`` completes them from the rows that trained.
+    Without ``trained``, ``start`` is the whole fit. ``mean`` is E[x | parents] (g, n), of a category the probabilities
+    (g, levels, n). ``solve`` takes noise (g, w, n) to the target (g, n), ``abduct`` draws noise given target and
+    parents, and ``log_prob`` is the log density of the target. ``settled``: without parents the start is the whole fit.
     ``additive``: target = mean + noise, whatever the parents.
     """
 
@@ -95,7 +95,7 @@ def hidden_start(size: Size, shapes: Mapping[str, tuple[int, ...]], generator: t
 
 
 def least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes (g, p) and intercepts (g,) of y (g, n) on x (g, p, n); the shortest of them where columns are dependent."""
+    """Slopes (g, p) and intercepts (g,) of y (g, n) on x (g, p, n); the shortest where columns are dependent."""
     x, y = x.double(), y.double()
     columns = torch.cat([torch.ones_like(x[:, :1]), x], 1) if x.shape[1] else torch.ones_like(y)[:, None]
     inverse = torch.linalg.pinv(columns @ columns.mT, hermitian=True, rtol=1e-13)
@@ -360,7 +360,7 @@ def _category_solve(params: Params, x: Tensor, noise: Tensor) -> Tensor:
 
 
 def _category_abduct(params: Params, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Posterior Gumbel noise, from the top down: the maximum first, then the others below it (Maddison et al., 2014)."""
+    """Posterior Gumbel noise, from the top: the maximum first, then the others below it (Maddison et al., 2014)."""
     logits = _forward(params, x).log_softmax(1).double()
     shape = logits.shape
     top = gumbel((shape[0], 1, shape[2]), generator)  # Σ exp(logits) = 1: the maximum is a standard Gumbel
@@ -463,7 +463,8 @@ _ADDITIVE = Kind(
     additive=True,
 )  # fmt: skip
 _SCALED = Kind(
-    "heteroscedastic", "place and scale are networks of the parents, noise of any shape", "number", True, _with_noise(2),
+    "heteroscedastic", "place and scale are networks of the parents; noise of any shape", "number", True,
+    _with_noise(2),
     _from_least_squares, _scaled_mean, _scaled_solve, _scaled_abduct, _scaled_log_prob, loss=_scaled_loss,
     finish=_scaled_finish, trained=_WEIGHTS, settled=True,
 )  # fmt: skip

@@ -2,8 +2,8 @@
 
 `distribution`: P(y | do(x)), what all units would show. `conditional`: P(y | do(x), z = c), what those would show who,
 *after* the action, have z = c; by likelihood weighting (Fung & Chang, 1990; Shachter & Peot, 1990): z is clamped and a
-row weighs the density of c given its parents, so nothing is rejected and no tolerance is chosen; it is refused where too
-few effective rows are left. `counterfactual_interval`: what one unit, of which a row is known, would have shown.
+row weighs the density of c given its parents, so nothing is rejected and no tolerance is chosen; it is refused where
+too few effective rows are left. `counterfactual_interval`: what one unit, of which a row is known, would have shown.
 `explain` says in words which paths carry an effect.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ def counterfactual_interval(
 
 
 def explain(graph: CausalGraph, do: Do, target: str, given: Sequence[str] = ()) -> tuple[str, ...]:
-    """Why the target moves, in words: the directed paths that carry an effect, those that are cut, and what causes both.
+    """Why the target moves, in words: the directed paths that carry an effect or are cut, and what causes both.
 
     Raises MisuseError: the graph is no DAG, or lacks a variable.
     """
@@ -183,8 +183,8 @@ def _of_action(graph: CausalGraph, after: CausalGraph, act: Intervention, name: 
     both = [one for one in both if _avoids(graph, one, target, name)]
     if both and not isinstance(act.actions[name], Shift):
         lines.append(
-            f"{', '.join(both)} cause{'s' if len(both) == 1 else ''} both {name} and {target}. That makes them go together "
-            f"in the table and is no part of the answer: the action cuts the arrows into {name}."
+            f"{_cause(both)} both {name} and {target}. That makes them go together in the table and is no part of the "
+            f"answer: the action cuts the arrows into {name}."
         )
     elif both:
         lines.append(
@@ -193,10 +193,14 @@ def _of_action(graph: CausalGraph, after: CausalGraph, act: Intervention, name: 
     return lines
 
 
+def _cause(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} cause{'s' if len(names) == 1 else ''}"
+
+
 def _paths(graph: CausalGraph, start: str, end: str) -> Iterator[tuple[str, ...]]:
     """Directed paths, in the order of the names; those that cannot arrive are not followed."""
     above = graph.ancestors(end)
-    waiting = [(start,)]
+    waiting: list[tuple[str, ...]] = [(start,)]
     while waiting:
         path = waiting.pop()
         if path[-1] == end:
@@ -206,7 +210,7 @@ def _paths(graph: CausalGraph, start: str, end: str) -> Iterator[tuple[str, ...]
 
 
 def _stands(after: CausalGraph, path: Sequence[str]) -> bool:
-    return all((a, b) in after.directed for a, b in zip(path, path[1:], strict=False))
+    return all((a, b) in after.directed for a, b in pairwise(path))
 
 
 def _avoids(graph: CausalGraph, start: str, end: str, barrier: str) -> bool:

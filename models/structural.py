@@ -1,8 +1,8 @@
 """A structural causal model whose variables have mechanisms of any kind: `StructuralModel`.
 
 x_j = F_j(pa_j, u_j) with independent noise (Pearl, *Causality*, 2009, ch. 7; the kinds stand in `mechanisms`). `sample`
-solves the equations under an intervention, `counterfactual` keeps the noise of factual rows (abduction), acts and solves
-again (prediction), `moments` are exact for linear models. Nodes of one kind that wait for the same ancestors are solved
+solves the equations under an intervention, `counterfactual` keeps the noise of factual rows (abduction), acts and
+solves again (prediction), `moments` are exact for linear models. Nodes of one kind at one depth of the graph are solved
 as one batch. Rows are natural units in the order of `names`; a category is a number, one of its levels.
 """
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from os import PathLike
 from typing import Any, Self
 
@@ -35,7 +36,7 @@ _ROWS = 8192  # rows solved at once: what a layer of hidden units needs then sta
 
 @dataclass(frozen=True)
 class Column:
-    """A variable: its mean and deviation (the unit of numbers), its range in the table, and the levels of a category."""
+    """A variable: mean and deviation (the unit of numbers), range in the table, and the levels of a category."""
 
     centre: float
     half: float
@@ -153,7 +154,6 @@ class StructuralModel:
     names: tuple[str, ...]
     columns: tuple[Column, ...]
     nodes: tuple[Node, ...]
-    _singles: dict[int, Group] = field(default_factory=dict, repr=False)
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -234,12 +234,12 @@ class StructuralModel:
         rows, act = finite_rows(factual, len(self.names)), intervention(do)
         act.require(self.graph, len(rows))
         below = self._below(act)
-        if open_noise := [self.names[j] for j in sorted(below) if not KINDS[self.nodes[j].kind].invertible]:
-            if generator is None:
-                raise MisuseError(
-                    f"A row does not settle the noise of {', '.join(open_noise)}: give a generator, and ask for an "
-                    "interval with queries.counterfactual_interval."
-                )
+        open_noise = [self.names[j] for j in sorted(below) if not KINDS[self.nodes[j].kind].invertible]
+        if open_noise and generator is None:
+            raise MisuseError(
+                f"A row does not settle the noise of {', '.join(open_noise)}: give a generator, and ask for an "
+                "interval with queries.counterfactual_interval."
+            )
         generator = generator or torch.Generator().manual_seed(0)  # no kind that is left draws from it
         result = rows.T.contiguous().clone()
         for start in range(0, len(rows), _ROWS):
@@ -248,7 +248,7 @@ class StructuralModel:
         return result.T
 
     def moments(self, do: Do = None, *, n: int = 100_000, generator: torch.Generator | None = None) -> Moments:
-        """Mean and covariance under an intervention, natural units: exact if all mechanisms are linear, else from n rows.
+        """Mean and covariance under an intervention: exact if all mechanisms are linear, else from n rows.
 
         Raises MisuseError where rows must be drawn and there is no generator.
         """
@@ -263,7 +263,7 @@ class StructuralModel:
         return Moments(rows.mean(1), torch.cov(rows), rows.std(1) / math.sqrt(n))
 
     def expected(self, factual: Tensor) -> dict[str, Tensor]:
-        """E[x_j | parents] of each row, natural units (n,); of a category the probabilities of its levels (levels, n)."""
+        """E[x_j | parents] of each row, natural units (n,); of a category its levels' probabilities (levels, n)."""
         rows = finite_rows(factual, len(self.names))
         design, found = self._encoded(rows.T), {}
         for j, name in enumerate(self.names):
@@ -332,8 +332,8 @@ class StructuralModel:
             )  # fmt: skip
         if problems:
             raise DataError(f"The model's state does not fit its description: {problems[0]}", problems=problems)
-        units = [[float(value) for value in tensors[unit]] for unit in ("centre", "half", "low", "high")]
-        columns = tuple(Column(*one, level) for *one, level in zip(*units, levels, strict=True))
+        centre, half, low, high = (tensors[unit].tolist() for unit in ("centre", "half", "low", "high"))
+        columns = tuple(Column(*values) for values in zip(centre, half, low, high, levels, strict=True))
         nodes = []
         for j, (name, width) in enumerate(zip(kinds, hidden, strict=True)):
             mine = [key for key in layout if key.startswith(f"{j}.")]
@@ -361,9 +361,13 @@ class StructuralModel:
         return self.names.index(name)
 
     def _single(self, j: int) -> Group:
-        if j not in self._singles:
-            self._singles[j] = self._group([j])
-        return self._singles[j]
+        if j not in self._alone:
+            self._alone[j] = self._group([j])
+        return self._alone[j]
+
+    @cached_property
+    def _alone(self) -> dict[int, Group]:
+        return {}
 
     def _group(self, members: Sequence[int]) -> Group:
         nodes = [self.nodes[j] for j in members]
@@ -566,17 +570,25 @@ def stack(made: Kind, params: Sequence[Params], size: Size) -> Params:
         fill = ABSENT if made.domain == "category" and name == "bias" else 0.0
         whole = torch.full((len(params), *shape), fill, dtype=params[0][name].dtype)
         for j, one in enumerate(params):
-            whole[(j, *(slice(0, length) for length in one[name].shape))] = one[name]
+            _corner(whole[j], one[name].shape).copy_(one[name])
         found[name] = whole
     return found
 
 
 def unstack(made: Kind, params: Params, sizes: Sequence[Size]) -> list[Params]:
     """What `stack` put together, taken apart again."""
-    return [
-        {name: params[name][(j, *map(slice, shape))].detach().clone() for name, shape in made.layout(size).items()}
-        for j, size in enumerate(sizes)
-    ]
+    found = []
+    for j, size in enumerate(sizes):
+        found.append(
+            {name: _corner(params[name][j], shape).detach().clone() for name, shape in made.layout(size).items()}
+        )
+    return found
+
+
+def _corner(whole: Tensor, shape: Sequence[int]) -> Tensor:
+    for axis, length in enumerate(shape):
+        whole = whole.narrow(axis, 0, length)
+    return whole
 
 
 def _plain(act: Intervention) -> bool:
@@ -657,7 +669,7 @@ def _read_meta(meta: Any) -> _Meta:
 
 def _require_levels(name: str, made: Kind, levels: Any) -> None:
     numbers = isinstance(levels, list) and all(type(one) in (int, float) and math.isfinite(one) for one in levels)
-    rising = numbers and all(a < b for a, b in zip(levels, levels[1:], strict=False))
+    rising = numbers and all(a < b for a, b in pairwise(levels))
     if not rising or (len(levels) < 2) == (made.domain == "category"):
         raise DataError(
             f"{name} in the model's description has levels {levels!r}: expected rising numbers, two or more for a "
