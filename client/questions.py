@@ -321,8 +321,8 @@ def _graphs(
     if len(found) > _MAX_GRAPHS:
         lines = ", ".join(f"{a} - {b}" for a, b in sorted(drawn.undirected))
         raise NotIdentifiable(
-            f"{path} leaves {lines} open: more than {_MAX_GRAPHS} graphs, over which the answer may differ. Direct some "
-            "of them by knowledge (discover --knowledge)."
+            f"{path} leaves {lines} open: more than {_MAX_GRAPHS} graphs, over which the answer may differ. Direct "
+            "some of them by knowledge (discover --knowledge)."
         )
     return found
 
@@ -413,8 +413,8 @@ def _fit_notes(
         one = model.columns[model.names.index(name)]
         if abs(delta) > one.high - one.low:
             notes.append(
-                f"note: {name} is shifted by {delta:g}, more than the table's whole range [{one.low:g}, {one.high:g}]: the "
-                "model extrapolates."
+                f"note: {name} is shifted by {delta:g}, more than the table's range [{one.low:g}, {one.high:g}]: "
+                "the model extrapolates."
             )
     if len(fits) > 1:
         lines = sorted({edge for fitted in fits for edge in fitted.model.graph.directed})

@@ -28,6 +28,7 @@ from causaldao.models.structural import StructuralModel
 EXACT = 10  # players up to which every coalition is tried
 _TESTED = 0.2  # share of each table's rows kept to compare mechanisms on
 _BINS = 20
+_MOST = 1.0  # nats that one row may tell of a mechanism: a row far outside tells of the density's tail
 
 Coalition = frozenset[str]
 Summary = Callable[[Tensor], float]
@@ -56,8 +57,9 @@ class RootCause:
     """What changed between two tables.
 
     changed: the mechanisms whose difference chance does not explain; divergence: of each mechanism, the mean log
-    density that its own table's fit wins over the other's on rows that neither saw, both ways added (nats; around 0 if
-    nothing changed), with ``errors``. shares: of the change of the target's summary.
+    density that its own table's fit wins over the other's on rows that neither saw, both ways added (nats, a row
+    counting for 1 at most; around 0 if nothing changed), with ``errors``. shares: of the change of the target's
+    summary.
     """
 
     target: str
@@ -245,6 +247,7 @@ def _divergence(
         for own, other, table in ((models[0], models[1], tests[0]), (models[1], models[0], tests[1])):
             columns = {one: torch.from_numpy(table[one].to_numpy(dtype=float, copy=True)) for one in own.names}
             won = own.log_prob(name, columns, columns[name]) - other.log_prob(name, columns, columns[name])
+            won = won.clamp(-_MOST, _MOST)
             mean += float(won.mean())
             variance += float(won.var()) / len(won)
         divergence[name], errors[name] = mean, math.sqrt(variance)

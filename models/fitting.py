@@ -108,46 +108,26 @@ def fit(
     *,
     generator: torch.Generator,
     training: Training | None = None,
-    resample: bool = False,
     units: Sequence[Column] | None = None,
 ) -> Fitted:
     """A structural model of the table on a DAG over its columns.
 
     ``kinds`` is a kind of mechanism for all columns or for each; columns that it leaves out, or all of them, go by
-    `kinds_of`. The generator draws the held-out rows, the networks' start and the minibatches; with ``resample`` also a
-    bootstrap sample of the training and of the held-out rows (for `ensemble`). ``units`` are those of another table, so
-    that two models agree on levels.
+    `kinds_of`. The generator draws the held-out rows, the networks' start and the minibatches. ``units`` are those of
+    another table, so that two models agree on levels. Where held-out rows choose nothing, they judge, and then the
+    mechanism is fitted to all rows.
 
     Raises:
         MisuseError: no DAG over these columns, an unknown kind or column.
         DataError: fewer than 20 rows, values that are not finite numbers, a column that does not vary or has more than
             50 levels, a count that is none, a number that its parents settle exactly.
     """
-    training = Training() if training is None else training
-    names = tuple(str(name) for name in frame.columns)
-    require_dag(graph, names)
-    rows = _rows(frame, names)
-    chosen = _chosen(frame, names, kinds)
-    columns = tuple(_column(name, rows[j], kind(chosen[name])) for j, name in enumerate(names))
-    columns = columns if units is None else tuple(units)
-    design = Design(names, columns)
-    order = torch.randperm(rows.shape[1], generator=generator)
-    held = order[: max(round(training.held_out * rows.shape[1]), 1)]
-    kept = order[len(held) :]
-    if resample:
-        held, kept = (one[torch.randint(len(one), (len(one),), generator=generator)] for one in (held, kept))
-    task = _Task(graph, design, tuple(chosen[name] for name in names), rows[:, kept], rows[:, held], training)
-    seeds = torch.randint(1 << 62, (len(names) + 1,), generator=generator).tolist()
-    found: dict[int, tuple[Node, int]] = {}
-    for members in _alike(task):
-        found |= dict(zip(members, _fit_group(task, members, seeds), strict=True))
-    model = StructuralModel(graph, names, columns, tuple(found[j][0] for j in range(len(names))))
-    reports = _reports(model, task.held, [found[j][1] for j in range(len(names))])
-    whole = replace(task, kept=torch.cat([task.kept, task.held], 1))
-    for members in _alike(task):
-        if not _is_trained(KINDS[task.kinds[members[0]]], task.size(members[0]).parents):
-            found |= dict(zip(members, _fit_group(whole, members, seeds), strict=True))
-    return Fitted(replace(model, nodes=tuple(found[j][0] for j in range(len(names)))), reports)
+    task = _task(frame, graph, kinds, training, units, generator, resample=False)
+    seeds = _seeds(task, generator)
+    judged = _fitted(task, _alike(task), seeds)
+    model = _model(task, judged)
+    reports = _reports(model, task.held, [judged[j][1] for j in range(len(model.names))])
+    return Fitted(_model(task, judged | _fitted(_whole(task), _closed(task), seeds)), reports)
 
 
 def ensemble(
@@ -159,12 +139,19 @@ def ensemble(
     generator: torch.Generator,
     training: Training | None = None,
 ) -> tuple[StructuralModel, ...]:
-    """Models of bootstrap samples of the table (Efron, 1979): they differ as far as its rows leave parameters open."""
+    """Models of bootstrap samples of the table (Efron, 1979): they differ as far as its rows leave parameters open.
+
+    Training and held-out rows are resampled apart, so that no row is in both. Raises as `fit` does.
+    """
     if members < 2:
         raise MisuseError(f"members={members} of an ensemble: expected at least 2.")
-    return tuple(
-        fit(frame, graph, kinds, generator=generator, training=training, resample=True).model for _ in range(members)
-    )
+    units, found = shared_units(frame, kinds), []
+    for _ in range(members):
+        task = _task(frame, graph, kinds, training, units, generator, resample=True)
+        seeds, closed = _seeds(task, generator), _closed(task)
+        trained = _fitted(task, [group for group in _alike(task) if group not in closed], seeds)
+        found.append(_model(task, trained | _fitted(_whole(task), closed, seeds)))
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +188,57 @@ class _Task:
         return self.design.target(j, rows[j])
 
 
+_Found = dict[int, tuple[Node, int]]  # by place: the mechanism, and the epoch of its parameters
+
+
+def _task(
+    frame: pd.DataFrame, graph: CausalGraph, kinds: str | Mapping[str, str] | None, training: Training | None,
+    units: Sequence[Column] | None, generator: torch.Generator, resample: bool,
+) -> _Task:  # fmt: skip
+    training = Training() if training is None else training
+    names = tuple(str(name) for name in frame.columns)
+    require_dag(graph, names)
+    rows, chosen = _rows(frame, names), _chosen(frame, names, kinds)
+    columns = shared_units(frame, chosen) if units is None else tuple(units)
+    order = torch.randperm(rows.shape[1], generator=generator)
+    held = order[: max(round(training.held_out * rows.shape[1]), 1)]
+    kept = order[len(held) :]
+    if resample:
+        held, kept = (one[torch.randint(len(one), (len(one),), generator=generator)] for one in (held, kept))
+    made = tuple(chosen[name] for name in names)
+    return _Task(graph, Design(names, columns), made, rows[:, kept], rows[:, held], training)
+
+
+def _seeds(task: _Task, generator: torch.Generator) -> list[int]:
+    """One for each node's start, and one for the minibatches."""
+    seeds: list[int] = torch.randint(1 << 62, (len(task.kinds) + 1,), generator=generator).tolist()
+    return seeds
+
+
+def _fitted(task: _Task, groups: Sequence[Sequence[int]], seeds: Sequence[int]) -> _Found:
+    found: _Found = {}
+    for members in groups:
+        found |= dict(zip(members, _fit_group(task, members, seeds), strict=True))
+    return found
+
+
+def _model(task: _Task, found: _Found) -> StructuralModel:
+    nodes = tuple(found[j][0] for j in range(len(task.kinds)))
+    return StructuralModel(task.graph, task.design.names, task.design.columns, nodes)
+
+
+def _whole(task: _Task) -> _Task:
+    """The same with all rows to fit to."""
+    return replace(task, kept=torch.cat([task.kept, task.held], 1))
+
+
+def _closed(task: _Task) -> list[list[int]]:
+    """The groups in which nothing is trained, so that held-out rows have nothing to choose."""
+    return [
+        group for group in _alike(task) if not _is_trained(KINDS[task.kinds[group[0]]], task.size(group[0]).parents)
+    ]
+
+
 def _alike(task: _Task) -> list[list[int]]:
     """Nodes of one kind, those without parents apart: they need no hidden layer."""
     groups: dict[tuple[str, bool], list[int]] = {}
@@ -210,7 +248,7 @@ def _alike(task: _Task) -> list[list[int]]:
 
 
 def _is_trained(made: Kind, parents: int) -> bool:
-    """Whether held-out rows choose its parameters; else the fit is closed and can have all rows once it is judged."""
+    """Whether its parameters follow a gradient, and held-out rows choose among them; else the fit is closed."""
     return bool(made.trained) and not (made.settled and parents == 0)
 
 

@@ -32,6 +32,7 @@ Domain = Literal["number", "count", "category"]
 ABSENT = -1e9  # the logit of a level that another node of the group has and this one lacks
 _KNOTS = 65  # of the noise's quantile function
 _FLOOR = 1e-6  # least slope of a quantile function, as a share of the residual's deviation
+_BENDS = 0.1  # of the spline by the parents, beside its place and scale: noise of one shape is the likelier guess
 _BINS, _REACH = 8, 4.0  # of the spline, which is straight beyond ±reach
 _LOG_2PI = math.log(2 * math.pi)
 _LARGEST_LOG = 30.0  # of a count's mean
@@ -277,6 +278,8 @@ def _noise_log_prob(params: Params, residual: Tensor) -> Tensor:
 
 def _flow_parts(params: Params, x: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     out = _forward(params, x).double()
+    own = params["bias"].double()
+    out = torch.cat([out[:, :2], own[:, 2:] + _BENDS * (out - own)[:, 2:]], 1)
     widths, heights = (
         2 * _REACH * (0.01 / _BINS + 0.99 * torch.softmax(part, 1))
         for part in (out[:, 2 : 2 + _BINS], out[:, 2 + _BINS : 2 + 2 * _BINS])

@@ -135,8 +135,7 @@ def counterfactual_interval(
     factual = torch.tensor([[float(record[name]) for name in model.names]], dtype=torch.float64).expand(repeats, -1)
     main = model.counterfactual(factual, act, generator)
     pooled = torch.cat([one.counterfactual(factual, act, generator) for one in others]) if others else main
-    edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(pooled, edges, dim=0)
+    low, high = torch.quantile(pooled, _ends(level, len(others)), dim=0)
     value = [
         float(values.mode().values) if column.levels else float(values.mean())
         for column, values in zip(model.columns, main.T, strict=True)
@@ -234,6 +233,13 @@ def _open(model: StructuralModel, act: Intervention) -> list[str]:
         for name, node in zip(model.names, model.nodes, strict=True)
         if name in below | laws and not KINDS[node.kind].invertible
     ]
+
+
+def _ends(level: float, models: int) -> Tensor:
+    """The levels of the interval's ends; with m models those at which a further one would lie within with ``level``
+    (Weibull's positions p (m + 1)), as far as m can tell: with fewer than 19 a 90 % interval is their whole range."""
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    return ends if not models else ((ends * (models + 1) - 1) / (models - 1)).clamp(0, 1)
 
 
 def _covers(open_noise: Sequence[str], models: int) -> str:

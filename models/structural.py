@@ -240,6 +240,8 @@ class StructuralModel:
                 f"A row does not settle the noise of {', '.join(open_noise)}: give a generator, and ask for an "
                 "interval with queries.counterfactual_interval."
             )
+        if self.linear and _plain(act):
+            return self._changed_line(rows, act)
         generator = generator or torch.Generator().manual_seed(0)  # no kind that is left draws from it
         result = rows.T.contiguous().clone()
         for start in range(0, len(rows), _ROWS):
@@ -534,6 +536,25 @@ class StructuralModel:
         group = self._single(j)
         return j, group, group.parents(design)
 
+    def _changed_line(self, rows: Tensor, act: Intervention) -> Tensor:
+        """Of linear mechanisms the noise cancels: what an action adds to its variable is carried along the slopes."""
+        pushes = torch.zeros(len(rows), len(self.names), dtype=torch.float64)
+        for name, action in act.actions.items():
+            j = self.names.index(name)
+            pushes[:, j] = action.value - rows[:, j] if isinstance(action, Set) else getattr(action, "by", 0.0)
+        total = torch.eye(len(self.names), dtype=torch.float64)
+        held = act.of_kind(Set)
+        for name in self.graph.topological_order():
+            if name not in held:
+                j, parents = self.names.index(name), self.parents(self.names.index(name))
+                total[j] += self._slopes(j) @ total[parents]
+        return self._held((rows + pushes @ total.T).T, act).T
+
+    def _slopes(self, j: int) -> Tensor:
+        """Of a linear mechanism, natural units: (parents,)."""
+        halves = torch.tensor([self.columns[i].half for i in self.parents(j)], dtype=torch.float64)
+        return self.columns[j].half * self.nodes[j].params["linear"][0] / halves
+
     def _affine(self, act: Intervention) -> tuple[Tensor, Tensor]:
         """Mean (d,) and mixing (d, d) with x = mean + mixing · u, u standard normal. All mechanisms are linear."""
         d = len(self.names)
@@ -546,9 +567,9 @@ class StructuralModel:
                 continue
             parents = self.parents(j)
             centre = torch.tensor([self.columns[i].centre for i in parents], dtype=torch.float64)
-            slopes = params["linear"][0] / torch.tensor([self.columns[i].half for i in parents], dtype=torch.float64)
-            mean[j] = one.centre + one.half * (params["bias"][0, 0] + slopes @ (mean[parents] - centre))
-            mixing[j] = one.half * (slopes @ mixing[parents])
+            slopes = self._slopes(j)
+            mean[j] = one.centre + one.half * params["bias"][0, 0] + slopes @ (mean[parents] - centre)
+            mixing[j] = slopes @ mixing[parents]
             mixing[j, j] = one.half * params["scale"][0, 0]
             if isinstance(action, Shift):
                 mean[j] += column(action.by, 1)[0]

@@ -2,12 +2,13 @@
 
 Two planted models of six variables, amount, mismatch -> risk -> friction -> churn <- tenure: one nonlinear, with a
 binary cause and additive noise, fitted by the peer with gradient boosting (histograms) and by us with networks; one
-linear and Gaussian, fitted by both with lines. Times are medians of pairs, one thread; a ratio is the peer's time over
-ours within a pair, its median. The peer keeps mechanisms on the graph object, so that each of its models gets a copy.
+linear and Gaussian, fitted by both with lines. Times are medians of pairs, one thread; a ratio is the median of the
+peer's time over ours. The peer keeps mechanisms on the graph object, so that each of its models gets a copy.
 
-Truths: counterfactuals of invertible mechanisms on random graphs, whose noise is known (``r2`` about the mean of the true
-values, ``r2_change`` about no change, over the variables that the action moves), on the true graph and on the one that
-`discover` finds; and tables between which one planted mechanism changes.
+Truths: counterfactuals of invertible mechanisms on random graphs, whose noise is known (``r2`` about the mean of the
+true values, ``r2_change`` about no change, over the variables that the action moves), on the true graph and on the
+one that `discover` finds; and tables between which one planted mechanism changes. Settings were chosen on seeds below
+100.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from statistics import fmean, median
 from typing import Any
 
@@ -36,7 +38,7 @@ REMEDY = 'pip install "dowhy==0.14"'
 PARTS = ("times", "agreement", "counterfactuals", "root-cause")
 AIMS = {
     "do_50_ms": 1.0, "do_100k_nonlinear": 20.0, "do_100k_linear": 5.0, "counterfactual_nonlinear": 20.0, "fit": 1.0,
-    "r2": 0.95, "algebra": 1e-5, "standard_errors": 2.0,
+    "r2": 0.95, "algebra": 1e-5, "within_two": 0.95,
 }  # fmt: skip
 EDGES = (
     ("amount", "risk"), ("mismatch", "risk"), ("risk", "friction"), ("friction", "churn"), ("tenure", "churn"),
@@ -49,7 +51,13 @@ Rng = np.random.Generator
 
 
 def measure(
-    *, seeds: int = 10, parts: Sequence[str] = PARTS, rows: int = 5000, many: int = 100_000, repeats: int = 7
+    *,
+    seeds: int = 10,
+    parts: Sequence[str] = PARTS,
+    first_seed: int = 100,
+    rows: int = 5000,
+    many: int = 100_000,
+    repeats: int = 7,
 ) -> dict[str, Any]:
     """The parts asked for, beside the aims.
 
@@ -61,17 +69,17 @@ def measure(
     if seeds < 2 or repeats < 1:
         raise MisuseError(f"seeds={seeds}, repeats={repeats}: expected at least 2 seeds and 1 repeat.")
     gcm = _peer() if {"times", "agreement"} & set(parts) else None
-    began = time.perf_counter()
+    began, chosen = time.perf_counter(), range(first_seed, first_seed + seeds)
     result: dict[str, Any] = {"rows": rows, "many": many, "seeds": seeds, "repeats": repeats, "aims": AIMS}
     if "times" in parts:
         result["nonlinear"] = _times(gcm, "nonlinear", rows, many, repeats)
         result["linear"] = _times(gcm, "linear", rows, many, repeats)
     if "agreement" in parts:
-        result["agreement"] = _agreement(gcm, rows, many)
+        result["agreement"] = _agreement(gcm, rows, many, seeds)
     if "counterfactuals" in parts:
-        result["counterfactuals"] = {kind: _counterfactuals(kind, seeds, rows) for kind in KINDS}
+        result["counterfactuals"] = {kind: _counterfactuals(kind, chosen, rows) for kind in KINDS}
     if "root-cause" in parts:
-        result["root_cause"] = _root_causes(seeds, rows)
+        result["root_cause"] = _root_causes(chosen, rows)
     return {**result, "seconds": time.perf_counter() - began}
 
 
@@ -174,25 +182,30 @@ def _errors(ours: Fitted, theirs: Any, fresh: pd.DataFrame) -> dict[str, dict[st
     return found
 
 
-def _agreement(gcm: Any, rows: int, many: int) -> dict[str, Any]:
-    """The linear table: means under do() of both, in standard errors of their difference; counterfactuals by algebra."""
+def _agreement(gcm: Any, rows: int, many: int, seeds: int) -> dict[str, Any]:
+    """The linear table. Means under do() of both, in standard errors of their difference: one model would have 95 % of
+    these scores within ±2, and a mean score of 0 ± 1 / √seeds. Counterfactuals by algebra."""
     _say("agreement")
     frame = linear(np.random.default_rng(0), rows)
     model, peer = _ours("linear", frame).model, _theirs(gcm, "linear", frame)
     gcm.util.general.set_random_seed(0)
-    apart: dict[str, float] = {}
-    for name, value in (("amount", 1.0), ("risk", -1.0), ("friction", 2.0)):
-        drawn = gcm.interventional_samples(peer, {name: lambda _, value=value: value}, num_samples_to_draw=many)
-        mine = model.sample(many, {name: value}, torch.Generator().manual_seed(0))
-        for node in sorted(GRAPH.descendants(name) - {name}):
-            column = mine[:, model.names.index(node)].numpy()
-            error = np.sqrt(column.var() / many + drawn[node].var() / many)
-            apart[f"{node} | do({name})"] = float(abs(column.mean() - drawn[node].mean()) / error)
+    apart: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        for name, value in (("amount", 1.0), ("risk", -1.0), ("friction", 2.0)):
+            drawn = gcm.interventional_samples(peer, {name: lambda _, value=value: value}, num_samples_to_draw=many)
+            mine = model.sample(many, {name: value}, torch.Generator().manual_seed(seed))
+            for node in sorted(GRAPH.descendants(name) - {name}):
+                column = mine[:, model.names.index(node)].numpy()
+                error = np.sqrt(column.var() / many + drawn[node].var() / many)
+                score = float((column.mean() - drawn[node].mean()) / error)
+                apart.setdefault(f"{node} | do({name})", []).append(score)
+    scores = [score for one in apart.values() for score in one]
     values = torch.from_numpy(frame.to_numpy(copy=True))
     changed = model.counterfactual(values, {"amount": 1.0}).numpy()
     theirs = gcm.counterfactual_samples(peer, {"amount": lambda _: 1.0}, observed_data=frame)[list(model.names)]
     return {
-        "standard_errors_apart": apart, "most": max(apart.values()),
+        "mean_score": {name: fmean(one) for name, one in apart.items()},
+        "within_two": fmean(abs(score) <= 2 for score in scores), "comparisons": len(scores),
         "from_algebra": float(np.abs(changed - _algebra(frame, 1.0)).max()),
         "counterfactuals_apart": float(np.abs(changed - theirs.to_numpy()).max()),
     }  # fmt: skip
@@ -247,9 +260,9 @@ class _Truth:
         return place + scale * bent
 
 
-def _counterfactuals(kind: str, seeds: int, rows: int) -> dict[str, Any]:
-    runs = []
-    for seed in range(seeds):
+def _counterfactuals(kind: str, seeds: range, rows: int) -> dict[str, Any]:
+    runs: list[dict[str, Any]] = []
+    for seed in seeds:
         _say(f"counterfactuals, {kind}, seed {seed}")
         rng = np.random.default_rng(seed)
         truth = _Truth(kind, rng)
@@ -290,11 +303,11 @@ def _changed(model: StructuralModel, factual: pd.DataFrame, do: dict[str, float]
     return pd.DataFrame(model.counterfactual(rows, do).numpy(), columns=list(model.names))
 
 
-def _root_causes(seeds: int, rows: int) -> dict[str, Any]:
-    """Seeds whose one planted change is the largest share of churn's; those flagged, and flagged without having changed."""
+def _root_causes(seeds: range, rows: int) -> dict[str, Any]:
+    """Seeds in which the one planted change has the largest share of churn's, is flagged, is alone in that."""
     largest = flagged = alone = 0
     runs = []
-    for seed in range(seeds):
+    for seed in seeds:
         _say(f"root cause, seed {seed}")
         rng = np.random.default_rng(seed)
         planted = _CHANGES[seed % len(_CHANGES)]
@@ -311,7 +324,7 @@ def _root_causes(seeds: int, rows: int) -> dict[str, Any]:
                 "total": found.shares.total,
             }
         )
-    return {"of": seeds, "largest_share": largest, "flagged": flagged, "flagged_alone": alone, "runs": runs}
+    return {"of": len(seeds), "largest_share": largest, "flagged": flagged, "flagged_alone": alone, "runs": runs}
 
 
 def _moved(rng: Rng, n: int, planted: str) -> pd.DataFrame:
@@ -329,11 +342,10 @@ def _moved(rng: Rng, n: int, planted: str) -> pd.DataFrame:
 
 def _peer() -> Any:
     try:
-        from dowhy import gcm
-        from dowhy.gcm.config import disable_progress_bars
+        gcm = import_module("dowhy.gcm")
+        import_module("dowhy.gcm.config").disable_progress_bars()
     except ImportError as error:
         raise MisuseError(f"This benchmark compares with dowhy's gcm: {REMEDY}, or leave out its parts.") from error
-    disable_progress_bars()
     return gcm
 
 

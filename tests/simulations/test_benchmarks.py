@@ -212,3 +212,19 @@ def test_real_rows_contradict_the_textbook() -> None:
     assert lalonde["experiment_here"]["interval"][0] < 1794 < lalonde["experiment_here"]["interval"][1]
     assert lalonde["unadjusted"] < -8000  # the adjusted ones are reported whatever they are
     assert set(lalonde) >= {"g-formula 1", "ipw 1", "aipw 1", "earnings_before_training"}
+
+
+def test_structural_models_are_judged_without_planted_truths() -> None:
+    found = run("scm", parts=("counterfactuals", "root-cause"), seeds=2, rows=600)
+    for kind in ("additive", "heteroscedastic", "flow"):
+        assert found["counterfactuals"][kind]["mean_r2_change"] > 0.9
+    assert (found["root_cause"]["of"], found["root_cause"]["largest_share"]) == (2, 2)
+    assert len(found["counterfactuals"]["flow"]["runs"]) == 2
+
+
+def test_a_benchmark_of_structural_models_goes_on_without_its_peer() -> None:
+    if find_spec("dowhy") is None:
+        with pytest.raises(MisuseError, match="dowhy==0.14"):
+            run("scm", parts=("agreement",))
+    with pytest.raises(MisuseError, match="no part speed"):
+        run("scm", parts=("speed",))
