@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from statistics import fmean, median
 from typing import Any
@@ -54,6 +55,7 @@ def measure(
     *,
     seeds: int = 10,
     parts: Sequence[str] = PARTS,
+    kinds: Sequence[str] = KINDS,
     first_seed: int = 100,
     rows: int = 5000,
     many: int = 100_000,
@@ -62,10 +64,12 @@ def measure(
     """The parts asked for, beside the aims.
 
     Raises:
-        MisuseError: an unknown part, fewer than two seeds or one repeat, or no dowhy where a part compares with it.
+        MisuseError: an unknown part or kind of mechanism, fewer than two seeds or one repeat, or no dowhy where a part compares with it.
     """
     if unknown := sorted(set(parts) - set(PARTS)):
         raise MisuseError(f"There is no part {', '.join(unknown)}; choose among {', '.join(PARTS)}.")
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise MisuseError(f"No truths of kind {', '.join(unknown)} are planted; choose among {', '.join(KINDS)}.")
     if seeds < 2 or repeats < 1:
         raise MisuseError(f"seeds={seeds}, repeats={repeats}: expected at least 2 seeds and 1 repeat.")
     gcm = _peer() if {"times", "agreement"} & set(parts) else None
@@ -77,7 +81,7 @@ def measure(
     if "agreement" in parts:
         result["agreement"] = _agreement(gcm, rows, many, seeds)
     if "counterfactuals" in parts:
-        result["counterfactuals"] = {kind: _counterfactuals(kind, chosen, rows) for kind in KINDS}
+        result["counterfactuals"] = {kind: _counterfactuals(kind, chosen, rows) for kind in kinds}
     if "root-cause" in parts:
         result["root_cause"] = _root_causes(chosen, rows)
     return {**result, "seconds": time.perf_counter() - began}
@@ -121,8 +125,8 @@ def _times(gcm: Any, name: str, rows: int, many: int, repeats: int) -> dict[str,
     for label, count in (("do_50", 50), (f"do_{many}", many)):
         _say(f"{name}: {label}")
         found[label] = _pairs(
-            lambda count=count: model.sample(count, {"risk": 1.0}, generator),
-            lambda count=count: gcm.interventional_samples(theirs, {"risk": lambda _: 1.0}, num_samples_to_draw=count),
+            partial(model.sample, count, {"risk": 1.0}, generator),
+            partial(gcm.interventional_samples, theirs, {"risk": lambda _: 1.0}, num_samples_to_draw=count),
             repeats if count > 50 else 5 * repeats,
         )
     _say(f"{name}: counterfactuals")
@@ -218,11 +222,12 @@ def _algebra(frame: pd.DataFrame, value: float) -> Any:
         if parents := sorted(GRAPH.parents(node)):
             columns = np.column_stack([np.ones(len(frame)), frame[parents]])
             slopes[node] = dict(zip(parents, np.linalg.lstsq(columns, frame[node], rcond=None)[0][1:], strict=True))
-    change = {"amount": value - frame["amount"].to_numpy()}
+    change: dict[str, Any] = dict.fromkeys(GRAPH.nodes, np.zeros(len(frame)))
+    change["amount"] = value - frame["amount"].to_numpy()
     for node in GRAPH.topological_order():
-        if node in slopes:
-            change[node] = sum(slope * change.get(parent, 0.0) for parent, slope in slopes[node].items())
-    return np.column_stack([frame[node] + change.get(node, 0.0) for node in GRAPH.nodes])
+        for parent, slope in slopes.get(node, {}).items():
+            change[node] = change[node] + slope * change[parent]
+    return np.column_stack([frame[node] + change[node] for node in GRAPH.nodes])
 
 
 class _Truth:
@@ -240,7 +245,7 @@ class _Truth:
 
     def name(self, place: int) -> str:
         """Of the variable at a place of the causal order."""
-        return self.names[self.order[place]]
+        return self.names[int(self.order[place])]
 
     def solve(self, noise: Any, held: dict[int, float] | None = None) -> pd.DataFrame:
         """Rows from noise (6, n), by place; ``held`` sets some."""

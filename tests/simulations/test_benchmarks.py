@@ -215,16 +215,19 @@ def test_real_rows_contradict_the_textbook() -> None:
 
 
 def test_structural_models_are_judged_without_planted_truths() -> None:
-    found = run("scm", parts=("counterfactuals", "root-cause"), seeds=2, rows=600)
-    for kind in ("additive", "heteroscedastic", "flow"):
-        assert found["counterfactuals"][kind]["mean_r2_change"] > 0.9
-    assert (found["root_cause"]["of"], found["root_cause"]["largest_share"]) == (2, 2)
-    assert len(found["counterfactuals"]["flow"]["runs"]) == 2
+    found = run("scm", parts=("counterfactuals", "root-cause"), kinds=("additive",), seeds=2, rows=400)
+    assert set(found["counterfactuals"]) == {"additive"}
+    assert [set(one) for one in found["counterfactuals"]["additive"]["runs"]] == [{"given", "learnt"}] * 2
+    assert found["counterfactuals"]["additive"]["mean_r2_change"] > 0.8
+    assert (found["root_cause"]["of"], [one["planted"] for one in found["root_cause"]["runs"]]) == (
+        2,
+        ["risk", "friction"],
+    )
 
 
 def test_a_benchmark_of_structural_models_goes_on_without_its_peer() -> None:
     if find_spec("dowhy") is None:
-        with pytest.raises(MisuseError, match="dowhy==0.14"):
+        with pytest.raises(MisuseError, match=r"dowhy==0\.14"):
             run("scm", parts=("agreement",))
     with pytest.raises(MisuseError, match="no part speed"):
         run("scm", parts=("speed",))
