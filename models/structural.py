@@ -190,14 +190,12 @@ class StructuralModel:
     def sample(self, n: int, do: Do, generator: torch.Generator) -> Tensor:
         """n independent rows under an intervention: (n, d) float64, natural units."""
         act = intervention(do)
-        act.require(self.graph, n)
+        act.require(self.graph, _some(n))
         if self.linear and _plain(act):
             mean, mixing = self._affine(act)
             rows = torch.empty(len(self.names), n, dtype=torch.float64)
-            noise = self._normal(n, generator)[:, 0]
-            for start in range(0, n, _ROWS):
-                part = slice(start, min(start + _ROWS, n))
-                rows[:, part] = torch.addmm(mean[:, None], mixing, noise[:, part].double())
+            for part in torch.split(rows, _ROWS, dim=1):
+                part.copy_(torch.addmm(mean[:, None], mixing, self._normal(part.shape[1], generator)[:, 0].double()))
             return self._held(rows, act).T
         return self.solve(self.draw(n, generator), act).T
 
@@ -353,9 +351,7 @@ class StructuralModel:
         return cls.from_state(*read_model(path))
 
     def _normal(self, n: int, generator: torch.Generator) -> Tensor:
-        if n < 1:
-            raise MisuseError(f"n={n} rows to sample: expected at least 1.")
-        return torch.randn(len(self.names), 1, n, generator=generator)
+        return torch.randn(len(self.names), 1, _some(n), generator=generator)
 
     def _place(self, name: str) -> int:
         if name not in self.names:
@@ -424,7 +420,9 @@ class StructuralModel:
         """A variable's values after its action: of the factual equation's values ``natural``, of the law, or as set."""
         action, n = act.actions.get(self.names[j]), rows.shape[1]
         if isinstance(action, Set):
-            return column(action.value, n)
+            value = column(action.value, n)
+            self.design.target(j, value)  # a category can only be set to one of its levels
+            return value
         if isinstance(action, Law):
             found = action.draw(self._columns(action.parents, rows), noise if self.columns[j].levels else noise[0])
             if found.shape != (n,) or not bool(torch.isfinite(found).all()):
@@ -432,9 +430,9 @@ class StructuralModel:
                     f"The new mechanism of {self.names[j]} gives {tuple(found.shape)} values, or some that are not "
                     f"finite: expected ({n},), all finite."
                 )
+            self.design.target(j, found)
             return found
-        if natural is None:
-            raise AssertionError(f"{self.names[j]} was not solved")
+        assert natural is not None  # what has neither was solved
         if isinstance(action, Shift):
             self._require_shift(j)
             return natural + column(action.by, n)
@@ -610,6 +608,12 @@ def _corner(whole: Tensor, shape: Sequence[int]) -> Tensor:
     for axis, length in enumerate(shape):
         whole = whole.narrow(axis, 0, length)
     return whole
+
+
+def _some(n: int) -> int:
+    if n < 1:
+        raise MisuseError(f"n={n} rows to sample: expected at least 1.")
+    return n
 
 
 def _plain(act: Intervention) -> bool:

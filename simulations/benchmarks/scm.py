@@ -64,7 +64,8 @@ def measure(
     """The parts asked for, beside the aims.
 
     Raises:
-        MisuseError: an unknown part or kind of mechanism, fewer than two seeds or one repeat, or no dowhy where a part compares with it.
+        MisuseError: an unknown part or kind of mechanism, fewer than two seeds or one repeat, or no dowhy where a part
+            compares with it.
     """
     if unknown := sorted(set(parts) - set(PARTS)):
         raise MisuseError(f"There is no part {', '.join(unknown)}; choose among {', '.join(PARTS)}.")
@@ -194,10 +195,11 @@ def _agreement(gcm: Any, rows: int, many: int, seeds: int) -> dict[str, Any]:
     model, peer = _ours("linear", frame).model, _theirs(gcm, "linear", frame)
     gcm.util.general.set_random_seed(0)
     apart: dict[str, list[float]] = {}
-    for seed in range(seeds):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(seeds):
         for name, value in (("amount", 1.0), ("risk", -1.0), ("friction", 2.0)):
             drawn = gcm.interventional_samples(peer, {name: lambda _, value=value: value}, num_samples_to_draw=many)
-            mine = model.sample(many, {name: value}, torch.Generator().manual_seed(seed))
+            mine = model.sample(many, {name: value}, generator)
             for node in sorted(GRAPH.descendants(name) - {name}):
                 column = mine[:, model.names.index(node)].numpy()
                 error = np.sqrt(column.var() / many + drawn[node].var() / many)

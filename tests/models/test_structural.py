@@ -29,6 +29,7 @@ ARROWS = [
     ("root", "add"), ("flag", "add"), ("add", "scale"), ("scale", "bend"), ("root", "level"), ("level", "many"),
     ("add", "many"), ("root", "few"), ("flag", "few"), ("bend", "end"), ("level", "end"),
 ]  # fmt: skip
+ZEROS = torch.zeros(1, 4, dtype=torch.float64)
 INVERTIBLE = ("root", "add", "scale", "bend", "end")
 
 
@@ -310,10 +311,18 @@ def test_two_actions_on_one_variable_pass() -> None:
 def test_wrong_rows_pass() -> None:
     with pytest.raises(DataError, match="none of its levels 0, 1"):
         bits().counterfactual(torch.full((1, 4), 0.5).double(), {"a": 1.0}, generator())
+    for ask in (
+        lambda act: bits().sample(5, act, generator()),
+        lambda act: bits().counterfactual(ZEROS, act, generator()),
+    ):
+        with pytest.raises(DataError, match="b = 2 is none of its levels 0, 1"):
+            ask({"b": 2.0})
+        with pytest.raises(DataError, match=r"b = 0\.3 is none of its levels"):
+            ask(Intervention.replace(b=Law((), lambda columns, noise: 0 * noise[0] + 0.3)))
     with pytest.raises(DataError, match="nan"):
         line().counterfactual(torch.full((1, 5), torch.nan), {"x": 1.0})
     with pytest.raises(MisuseError, match=r"noise of b, c, d: give a generator"):
-        bits().counterfactual(torch.zeros(1, 4).double(), {"a": 1.0})
+        bits().counterfactual(ZEROS, {"a": 1.0})
     with pytest.raises(MisuseError, match="n=0 rows"):
         line().sample(0, None, generator())
     with pytest.raises(MisuseError, match="category, which cannot be shifted"):
