@@ -98,6 +98,26 @@ def nearest_extension(graph: CausalGraph) -> tuple[CausalGraph, frozenset[Triple
     return dag, dag.unshielded_colliders() - graph.unshielded_colliders()
 
 
+def extensions(graph: CausalGraph, limit: int) -> tuple[CausalGraph, ...]:
+    """The DAGs of a pattern's class, the first ``limit`` of them: those that keep its skeleton, its directed edges and
+    its unshielded colliders. Empty iff there is none.
+
+    One line after the other is oriented both ways, in the order of the names, and closed by Meek's rules.
+    """
+    found: list[CausalGraph] = []
+    waiting = [meek(graph)] if extension(graph) is not None else []
+    while waiting and len(found) < limit:
+        now = waiting.pop()
+        if now.is_dag:
+            found.append(now)
+            continue
+        a, b = min(now.undirected)
+        for pair in ((b, a), (a, b)):
+            lines = now.undirected - {(a, b)}
+            waiting.append(meek(CausalGraph.cpdag({*now.directed, pair}, lines, graph.nodes)))
+    return tuple(found)
+
+
 def shd(a: CausalGraph, b: CausalGraph) -> int:
     """Structural Hamming distance: the number of pairs whose edge is missing, extra, or differs in a mark."""
     if set(a.nodes) != set(b.nodes):

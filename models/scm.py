@@ -12,18 +12,13 @@ half in which evidence is released and models are trained.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
-import safetensors
-import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
@@ -31,9 +26,9 @@ from causaldao.errors import CausalDAOError, DataError, MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.effects import least_squares
 from causaldao.models.graph import CausalGraph
+from causaldao.models.saving import Array, read_model, tensor_problems, write_model
 
 Do = Mapping[str, float]
-Array = npt.NDArray[Any]
 
 _FORMAT = "causaldao-neural-scm/1"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -89,7 +84,7 @@ class LinearSCM:
             MisuseError: `dag` is not a DAG over the names of the evidence.
             DataError: a parent block is not positive definite, or a node does not vary given its parents.
         """
-        _require_dag(dag, evidence.names)
+        require_dag(dag, evidence.names)
         d = len(evidence.names)
         weight = torch.zeros(d, d, dtype=torch.float64)
         intercept, scale = torch.zeros(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
@@ -133,7 +128,7 @@ class LinearSCM:
         The noise cancels: the change of a row solves c = B_do c + (v - z) on the held nodes, so what does not
         descend from them comes back bit for bit.
         """
-        rows = _rows(factual, len(self.names))
+        rows = finite_rows(factual, len(self.names))
         held, value = _intervention(self.names, do, self.centre, self.half)
         start = torch.where(held, value - (rows - self.centre) / self.half, 0.0)
         return _hold(rows + self.half * (start @ self._total(held).T), self.names, do)
@@ -195,7 +190,7 @@ class NeuralSCM(nn.Module):
     ) -> None:
         """All mechanisms zero; `from_linear` and `from_state` fill them. scale, centre and half are (d,)."""
         super().__init__()
-        _require_dag(graph, names)
+        require_dag(graph, names)
         if hidden < 1:
             raise MisuseError(f"hidden={hidden} units: expected at least 1.")
         self._graph, self._names, d = graph, tuple(names), len(names)
@@ -276,7 +271,7 @@ class NeuralSCM(nn.Module):
         What does not descend from a held node, and every row whose held values are what they were, comes back
         bit for bit.
         """
-        rows = _rows(factual, len(self.names))
+        rows = finite_rows(factual, len(self.names))
         held, value = _intervention(self.names, do, self.centre, self.half_range)
         change = [
             self._change(chunk, held, value) for chunk in torch.split((rows - self.centre) / self.half_range, _ROWS)
@@ -303,7 +298,7 @@ class NeuralSCM(nn.Module):
         Raises DataError, listing each tensor that is missing, extra, not finite, or of wrong shape or dtype.
         """
         graph, names, hidden, dtype = _read_meta(meta)
-        if problems := _tensor_problems(tensors, _layout(len(names), hidden, dtype)):
+        if problems := tensor_problems(tensors, _layout(len(names), hidden, dtype), ("scale", "half")):
             raise DataError(f"The model's state does not fit its description: {problems[0]}", problems=problems)
         arrays = {name: torch.from_numpy(np.array(array, copy=True)) for name, array in tensors.items()}
         plain = {name: arrays.pop(name) for name in ("scale", "centre", "half")}
@@ -313,21 +308,12 @@ class NeuralSCM(nn.Module):
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write tensors and description as one safetensors file."""
-        tensors, meta = self.state()
-        Path(path).write_bytes(safetensors.numpy.save(tensors, metadata={"model": json.dumps(meta, sort_keys=True)}))
+        write_model(path, *self.state())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
         """Read what `save` wrote. Raises DataError when the file is absent or is not such a model."""
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                description = (file.metadata() or {}).get("model", "")
-                names = file.keys()
-                tensors = {name: file.get_tensor(name) for name in names}
-            meta = json.loads(description)
-        except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
-            raise DataError(f"Couldn't read a model from {path}: {error}. Expected what save() writes.") from error
-        return cls.from_state(tensors, meta)
+        return cls.from_state(*read_model(path))
 
     def _solve(self, noise: Tensor, held: Tensor, value: Tensor) -> Tensor:
         scaled = torch.where(held, value, torch.zeros_like(noise))
@@ -352,7 +338,8 @@ class NeuralSCM(nn.Module):
         return [group for group in groups if group]
 
 
-def _require_dag(graph: CausalGraph, names: Sequence[str]) -> None:
+def require_dag(graph: CausalGraph, names: Sequence[str]) -> None:
+    """MisuseError unless the graph is a DAG over these names."""
     if not graph.is_dag:
         raise MisuseError("A structural model needs a DAG; take the consensus' dag, or an extension of the pattern.")
     if sorted(graph.nodes) != sorted(names):
@@ -388,7 +375,8 @@ def _columns(batch: Tensor, d: int) -> Tensor:
     return batch
 
 
-def _rows(factual: Tensor, d: int) -> Tensor:
+def finite_rows(factual: Tensor, d: int) -> Tensor:
+    """The rows as float64. DataError unless they are (n, d) and finite."""
     rows = _columns(factual, d).to(torch.float64)
     if not bool(torch.isfinite(rows).all()):
         row, column = torch.nonzero(~torch.isfinite(rows))[0].tolist()
@@ -429,22 +417,6 @@ def _layout(d: int, hidden: int, dtype: str) -> dict[str, tuple[tuple[int, ...],
     return {**{name: (shape, dtype) for name, shape in parameters.items()}, **plain}
 
 
-def _tensor_problems(
-    tensors: Mapping[str, Array], layout: Mapping[str, tuple[tuple[int, ...], str]]
-) -> tuple[str, ...]:
-    problems = [f"{name}: not expected." for name in sorted(set(tensors) - set(layout))]
-    for name, (shape, dtype) in layout.items():
-        if name not in tensors:
-            problems.append(f"{name}: missing.")
-        elif (tensors[name].shape, str(tensors[name].dtype)) != (shape, dtype):
-            problems.append(f"{name}: {tensors[name].dtype}{tensors[name].shape}, expected {dtype}{shape}.")
-        elif not np.isfinite(tensors[name]).all():
-            problems.append(f"{name}: holds values that are not finite.")
-        elif name in ("scale", "half") and not (tensors[name] > 0).all():
-            problems.append(f"{name}: smallest value {tensors[name].min():.3g}, expected > 0.")
-    return tuple(problems)
-
-
 def _read_meta(meta: Mapping[str, Any]) -> tuple[CausalGraph, tuple[str, ...], int, str]:
     expected = {"format", "names", "graph", "hidden", "dtype"}
     if not isinstance(meta, Mapping) or set(meta) != expected or meta["format"] != _FORMAT:
@@ -459,7 +431,7 @@ def _read_meta(meta: Mapping[str, Any]) -> tuple[CausalGraph, tuple[str, ...], i
         )
     try:
         graph = CausalGraph.from_json(meta["graph"])
-        _require_dag(graph, names)
+        require_dag(graph, names)
     except (CausalDAOError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"The model's description holds no DAG over {', '.join(names)}: {error}") from error
     return graph, tuple(names), hidden, dtype

@@ -80,7 +80,8 @@ def bench(
             "federated: discovery with liars, beside all rows in one place. "
             "identification: separation and adjustment beside pgmpy and dowhy. "
             "continuous: NOTEARS and DAGMA, raw and standardised. "
-            "nonlinear: features beside numbers, for curved and mixed mechanisms."
+            "nonlinear: features beside numbers, for curved and mixed mechanisms. "
+            "scm: structural models beside dowhy's gcm, and planted counterfactuals and root causes."
         ),
     ],
     members: Annotated[int | None, typer.Option(help="Members of the federation (engine, scale).")] = None,
@@ -88,7 +89,9 @@ def bench(
     repeats: Annotated[int | None, typer.Option(help="Pairs of which the median is taken.")] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(help="Seeds (demo, causal-unit: 20, federated: 12, robustness, networks: 5, attacks: 1)."),
+        typer.Option(
+            help="Seeds (demo, causal-unit: 20, federated: 12, scm: 10, robustness, networks: 5, attacks: 1)."
+        ),
     ] = None,
     entries: Annotated[int | None, typer.Option(help="Entries of the large ledger (ledger: 1,000,000).")] = None,
     device: Annotated[

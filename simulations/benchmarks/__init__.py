@@ -26,6 +26,7 @@ NAMES = (
     "nonlinear",
     "continuous",
     "federated",
+    "scm",
 )
 
 

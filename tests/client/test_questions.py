@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +200,145 @@ def test_do_is_silent_where_nothing_can_change_or_the_value_is_absurd(finished: 
     assert any("outside the study's bounds" in note for note in far["notes"])
     _, near = run("do", finished, "--set", "a=0.5", "--target", "c")
     assert near["notes"] == []
+
+
+# A table on a graph: mechanisms are fitted, and then asked.
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "chain.json"
+    path.write_text(json.dumps(CHAIN.to_json()))
+    return path
+
+
+@pytest.fixture
+def draw(tmp_path: Path) -> Callable[[CausalGraph], Path]:
+    def write(graph: CausalGraph) -> Path:
+        (tmp_path / "drawn.json").write_text(json.dumps(graph.to_json()))
+        return tmp_path / "drawn.json"
+
+    return write
+
+
+def test_do_on_a_table_moves_the_target_by_another_amount(data: Path, chain: Path) -> None:
+    asked = ("do", data, "--graph", chain, "--target", "c", "--kind", "linear")
+    low, high = (run(*asked, "--set", f"a={value}")[1] for value in (0, 2))
+    assert high["mean"] - low["mean"] == pytest.approx(2 * 0.9 * 0.8, abs=0.15)
+    still = run(*asked, "--shift", "a=0")[1]["mean"]
+    moved = run(*asked, "--shift", "a=2")[1]["mean"]
+    assert moved - still == pytest.approx(2 * 0.9 * 0.8, abs=0.15)
+    assert low["kinds"] == dict.fromkeys("abc", "linear")
+    assert {one["name"] for one in low["fit"]} == {"a", "b", "c"}
+
+
+def test_given_after_the_action_is_left_out(data: Path, chain: Path) -> None:
+    asked = ("do", data, "--graph", chain, "--kind", "linear", "--target", "b", "--set", "a=1")
+    plain, seen = run(*asked)[1], run(*asked, "--given", "c=3")[1]
+    assert seen["effective_rows"] < plain["effective_rows"] == pytest.approx(10_000)
+    assert seen["mean"] > plain["mean"] + 0.3
+    code, error = run(*asked, "--given", "c=40")
+    assert (code, error["exit_code"]) == (2, 2)
+    assert "equal ones" in error["message"]
+
+
+def test_explain_says_nothing_of_paths(data: Path, chain: Path, finished: Path) -> None:
+    asked = ("--set", "a=1", "--target", "c", "--explain")
+    for source in (("do", finished), ("do", data, "--graph", chain, "--kind", "linear")):
+        assert run(*source, *asked)[1]["why"] == ["a moves c along a -> b -> c."]
+    back = run("do", data, "--graph", chain, "--kind", "linear", "--set", "c=1", "--target", "a", "--explain")[1]
+    assert back["why"] == ["No directed path leads from c to a under this action: it moves nothing there."]
+
+
+def test_a_counterfactual_of_a_table_moves_what_is_above(data: Path, chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "row.json").write_text('{"a": 1.0, "b": 0.5, "c": 0.25}')
+    asked = ("counterfactual", data, tmp_path / "row.json", "--graph", chain, "--kind", "linear")
+    found = run(*asked, "--set", "b=1.5", "--bootstrap", "20")[1]
+    value = {name: one["counterfactual"] for name, one in found["variables"].items()}
+    assert (value["a"], value["b"]) == (1.0, 1.5)
+    assert value["c"] == pytest.approx(0.25 + 0.8, abs=0.1)
+    low, high = found["variables"]["c"]["interval"]
+    assert low < value["c"] < high < low + 0.2
+    assert "bootstrap, 20 models" in found["covers"]
+    moved = run(*asked, "--shift", "b=1")[1]["variables"]
+    assert moved["c"]["counterfactual"] == pytest.approx(value["c"])
+
+
+def test_what_the_class_settles_is_not_answered_or_what_it_leaves_open_is(
+    data: Path, draw: Callable[[CausalGraph], Path], tmp_path: Path
+) -> None:
+    contested = draw(CausalGraph.cpdag([("b", "c")], [("a", "b")]))  # is b a cause of a?
+    settled = run("do", data, "--graph", contested, "--kind", "linear", "--set", "b=2", "--target", "c")[1]
+    assert (settled["graphs"], settled["notes"]) == (1, [])
+    either = run("do", data, "--graph", contested, "--kind", "linear", "--set", "b=2", "--target", "a")[1]
+    low, high = either["range_over_class"]
+    assert either["graphs"] == 2
+    assert high - low > 0.5  # the one graph says that a follows b, the other that it does not
+    assert "leaves a - b open" in either["notes"][0]
+    (tmp_path / "row.json").write_text('{"a": 1.0, "b": 0.5, "c": 0.25}')
+    changed = run(
+        "counterfactual", data, tmp_path / "row.json", "--graph", contested, "--kind", "linear", "--set", "b=2"
+    )[1]
+    ranges = {name: one["range_over_class"] for name, one in changed["variables"].items()}
+    assert ranges["a"][0] < ranges["a"][1]
+    assert ranges["c"][0] == pytest.approx(ranges["c"][1], abs=1e-6)
+
+
+def test_a_far_value_is_not_told(data: Path, chain: Path) -> None:
+    asked = ("do", data, "--graph", chain, "--kind", "linear", "--target", "c")
+    assert "a = 900 lies outside the table's range" in run(*asked, "--set", "a=900")[1]["notes"][0]
+    assert "a is shifted by -900" in run(*asked, "--shift", "a=-900")[1]["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--set", "a=1"], 2, "say by --graph"),
+        (["--graph", "{chain}"], 2, "Nothing is done"),
+        (["--graph", "{chain}", "--set", "q=1"], 2, "no variable q"),
+        (["--graph", "{chain}", "--set", "a=1", "--given", "q=1"], 2, "no variable q"),
+        (["--graph", "{chain}", "--set", "a=1", "--shift", "a=1"], 2, "both set and shifted"),
+        (["--graph", "{chain}", "--shift", "a=1", "--shift", "a=2"], 2, "twice after --shift"),
+        (["--graph", "{chain}", "--set", "c=1"], 2, "c is set and asked for"),
+        (["--graph", "{chain}", "--set", "a=1", "--given", "c=1"], 2, "also asked for"),
+        (["--graph", "{chain}", "--set", "a=1", "--given", "a=1"], 2, "also set"),
+        (["--graph", "{chain}", "--set", "a=1", "--given", "b=nan"], 2, "--given NAME=NUMBER"),
+        (["--graph", "{chain}", "--set", "a=1", "--kind", "magic"], 2, "no kind of mechanism 'magic'"),
+        (["--graph", "{chain}", "--set", "a=1", "--kind", "q=linear"], 2, "--kind names q"),
+        (["--graph", "{chain}", "--set", "a=1", "--kind", "a=poisson"], 11, "expected counts"),
+        (["--graph", "{cycle}", "--set", "a=1"], 10, "cycle"),
+        (["--graph", "{latent}", "--set", "a=1"], 2, "unmeasured causes"),
+        (["--graph", "{more}", "--set", "a=1"], 11, "lacks the columns d"),
+        (["--graph", "{wide}", "--shift", "a=1"], 16, "more than 32 graphs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_question_to_a_table_is_answered(
+    arguments: list[str], code: int, words: str, data: Path, chain: Path, tmp_path: Path
+) -> None:
+    graphs = {
+        "latent": CausalGraph.admg([("a", "b")], [("b", "c")]).to_json(),
+        "more": CausalGraph.dag([("a", "b"), ("b", "c"), ("c", "d")]).to_json(),
+        "wide": CausalGraph.cpdag([], [(a, b) for a, b in combinations("abcde", 2)]).to_json(),
+        "cycle": {
+            "nodes": ["a", "b", "c"],
+            "edges": [{"from": x, "to": y, "marks": ["-", ">"]} for x, y in ("ab", "bc", "ca")],
+        },
+    }
+    places = {"chain": chain}
+    for name, graph in graphs.items():
+        places[name] = tmp_path / f"{name}.json"
+        places[name].write_text(json.dumps(graph))
+    table = data
+    if "{wide}" in arguments:
+        table = tmp_path / "wide.csv"
+        TABLE.assign(d=TABLE["a"], e=TABLE["b"]).to_csv(table, index=False)
+    found, error = run("do", table, "--target", "c", *(argument.format(**places) for argument in arguments))
+    assert (found, error["exit_code"]) == (code, code), error
+    assert words in error["message"]
+
+
+def test_a_run_is_asked_what_only_a_table_can_tell(finished: Path, chain: Path) -> None:
+    for option in (["--shift", "b=1"], ["--given", "b=1"], ["--graph", chain], ["--kind", "linear"]):
+        code, error = run("do", finished, "--set", "a=1", "--target", "c", *option)
+        assert (code, str(option[0]) in error["message"]) == (2, True)

@@ -8,7 +8,7 @@ import pytest
 
 from causaldao.errors import ConfigurationError, MisuseError
 from causaldao.models.graph import CausalGraph
-from causaldao.models.pattern import cpdag_of, extension, meek, nearest_extension, pattern, shd
+from causaldao.models.pattern import cpdag_of, extension, extensions, meek, nearest_extension, pattern, shd
 from tests.counts import count
 from tests.models.random_models import names, orientations, random_dag
 
@@ -56,6 +56,15 @@ def test_extension_and_closure_agree_with_brute_force_on_every_pdag_of_up_to_fou
         assert meek(graph).directed == frozenset.intersection(*(member.directed for member in members)), graph
     assert len(graphs) > 3600
     assert refused > 100
+
+
+def test_the_dags_of_a_class_are_others_than_brute_force_finds() -> None:
+    cache: dict[tuple, list[CausalGraph]] = {}
+    for graph in _pdags(3) + [cpdag_of(random_dag(np.random.default_rng(seed), 5)) for seed in range(20)]:
+        found = extensions(graph, 1000)
+        assert len(set(found)) == len(found)
+        assert set(found) == set(_extensions(graph, cache)), graph
+        assert extensions(graph, 1) == found[:1]
 
 
 def test_the_cpdag_is_what_the_equivalence_class_shares_by_brute_force() -> None:

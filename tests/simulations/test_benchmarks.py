@@ -233,3 +233,22 @@ def test_levels_are_not_compared_on_the_same_records() -> None:
     assert len(found["mixed"]) == 9
     assert found["mixed"]["one-hot, boss"]["f1"] > found["mixed"]["identity (level numbers), boss"]["f1"]
     assert all(0 <= run["precision"] <= 1 and run["f1_sd"] == 0 for run in found["mixed"].values())
+
+
+def test_structural_models_are_judged_without_planted_truths() -> None:
+    found = run("scm", parts=("counterfactuals", "root-cause"), kinds=("additive",), seeds=2, rows=400)
+    assert set(found["counterfactuals"]) == {"additive"}
+    assert [set(one) for one in found["counterfactuals"]["additive"]["runs"]] == [{"given", "learnt"}] * 2
+    assert found["counterfactuals"]["additive"]["mean_r2_change"] > 0.8
+    assert (found["root_cause"]["of"], [one["planted"] for one in found["root_cause"]["runs"]]) == (
+        2,
+        ["risk", "friction"],
+    )
+
+
+def test_a_benchmark_of_structural_models_goes_on_without_its_peer() -> None:
+    if find_spec("dowhy") is None:
+        with pytest.raises(MisuseError, match=r"dowhy==0\.14"):
+            run("scm", parts=("agreement",))
+    with pytest.raises(MisuseError, match="no part speed"):
+        run("scm", parts=("speed",))
