@@ -74,13 +74,16 @@ def bench(
             "and a large ledger verified. aggregation: robust rules beside byzfl and Flower, in reads of the matrix. "
             "robustness: rules against attacks on real data. attacks: the demo's study under every attack. "
             "effects: real data with an answer of its own (NHEFS, LaLonde). "
+            "federated-effects: NHEFS as eight institutions, with privacy and with liars. "
             "causal-unit: graphs and counterfactuals learnt from planted models."
         ),
     ],
     members: Annotated[int | None, typer.Option(help="Members of the federation (engine, scale).")] = None,
     parameters: Annotated[int | None, typer.Option(help="Parameters of the model (engine).")] = None,
     repeats: Annotated[int | None, typer.Option(help="Pairs of which the median is taken.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds (demo, causal-unit: 20, robustness: 5, attacks: 1).")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds (demo, causal-unit, federated-effects: 20, robustness: 5, attacks: 1).")
+    ] = None,
     entries: Annotated[int | None, typer.Option(help="Entries of the large ledger (ledger: 1,000,000).")] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to aggregate: cpu, or cuda where PyTorch sees one (aggregation).")

@@ -9,7 +9,10 @@ from typing import Any
 
 from causaldao.errors import MisuseError
 
-NAMES = ("engine", "demo", "scale", "wire", "ledger", "aggregation", "robustness", "attacks", "effects", "causal-unit")
+NAMES = (
+    "engine", "demo", "scale", "wire", "ledger", "aggregation", "robustness", "attacks", "effects", "federated-effects",
+    "causal-unit",
+)  # fmt: skip
 
 
 def run(name: str, **options: Any) -> dict[str, Any]:
