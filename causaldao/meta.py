@@ -1,14 +1,15 @@
 """Robust meta-analysis: the effects that members report, of which up to f may be forged, as one.
 
 A member k reports an estimate, its variance per record and its noisy count; the noise's share p_k of the variance comes
-from the study's scale and the member's denominator. s_k² = v_k/n_k + p_k + τ² is the scale by which it is judged: v_k is held within a factor of
-four of the members' median and above the study's public floor, p_k·n_k² below sixteen times its median, n_k within the study's clamp, so neither a claim of
-certainty nor one of ignorance buys anything.
+from the study's scale and the member's denominator. s_k² = v_k/n_k + p_k + τ² is the scale by which it is judged: v_k is
+drawn to the members' median as far as it is noise, and held within a factor of four of it and above the study's public
+floor, p_k·n_k² below four times its median, n_k within the study's clamp, so neither a claim of certainty nor one of
+ignorance buys anything. The median of v_k itself is held above half of what the pooled evidence foretells.
 
 The estimate μ solves Σ w_k ψ_k = 0, ψ_k the deviation from μ held within ±K·s_k (Huber, Annals of Mathematical
-Statistics 35, 1964), K = 1.5: a member's pull is at most w_k·K·s_k, whatever it says, and a claim of precision makes
-its own pull smaller. Where normal scales are right this costs 3.7 % of variance, which the interval counts. With f = 0,
-K is infinite and μ the weighted mean. Models:
+Statistics 35, 1964), K = 1.5: a member's pull is at most w_k·K·s_k, whatever it says, and never more than twice the
+median of these; a claim of precision makes its own pull smaller. Where normal scales are right this costs 3.7 % of
+variance, which the interval counts. With f = 0, K is infinite and μ the weighted mean. Models:
 
     fixed    w_k ∝ n_k, at most twice the median: the mean over the records of these members; its error is theirs.
     random   w_k ∝ 1/s_k², at most twice the median: the mean over members like these; Hartung-Knapp's error (Statistics
@@ -141,7 +142,7 @@ def combine(summaries: Mapping[str, Summary], settings: Settings) -> Meta:
 
     Raises:
         MisuseError: no member, or the random model with fewer than three.
-        GuaranteeError: n < 2f + 3 with f > 0; more than f malformed; f members who together weigh half or more.
+        GuaranteeError: n < 2f + 3 with f > 0; more than f malformed; f members who together pull as hard as all others.
     """
     n, f = len(summaries), settings.faulty
     if f:
@@ -174,7 +175,7 @@ def combine(summaries: Mapping[str, Summary], settings: Settings) -> Meta:
 
 
 def _malformed(one: Summary) -> str:
-    numbers = (one.count, one.estimate, one.variance, one.privacy, one.shared)
+    numbers = (one.count, one.estimate, one.variance, one.privacy, one.shared, one.doubt, one.typical)
     if not all(math.isfinite(number) and abs(number) < 1e150 for number in numbers):
         return f"it holds a number that is none, or beyond 1e150: {numbers}"
     return f"it counts {one.count:.4g} records" if one.count <= 0 else ""
@@ -193,6 +194,7 @@ def _critical(settings: Settings, members: int, kept: int) -> float:
 class _Fit:
     weights: Floats
     scale: Floats
+    reach: Floats
     tau2: float
     estimate: float
 
@@ -211,11 +213,15 @@ class _Members:
     def of(summaries: list[Summary], settings: Settings) -> _Members:
         counts = np.clip([one.count for one in summaries], *settings.rows)
         stated = np.array([one.variance for one in summaries])
-        middle = max(float(np.median(stated)), settings.floor, 1e-300)
-        variances = np.clip(stated, max(middle / _TRUSTED, settings.floor), middle * _TRUSTED)
+        typical = float(np.median([one.typical for one in summaries])) / 2
+        middle = max(float(np.median(stated)), typical, settings.floor, 1e-300)
+        doubt = np.array([one.doubt for one in summaries]) / (middle / 2)
+        variances = np.clip(
+            middle + (stated - middle) / (1 + doubt**2), max(middle / _TRUSTED, settings.floor), middle * _TRUSTED
+        )
         estimates = np.array([one.estimate for one in summaries])
         per_record = np.array([one.privacy for one in summaries]) * counts**2
-        privacy = np.clip(per_record, 0.0, _TRUSTED**2 * max(float(np.median(per_record)), 0.0)) / counts**2
+        privacy = np.clip(per_record, 0.0, _TRUSTED * max(float(np.median(per_record)), 0.0)) / counts**2
         return _Members(settings, estimates, counts, variances / counts, privacy)
 
     @property
@@ -231,22 +237,25 @@ class _Members:
         raw = self.counts if self.settings.model == "fixed" else scale**-2
         capped = np.where(keep, np.minimum(raw, _WEIGHT_CAP * float(np.median(raw[keep]))), 0.0)
         weights = capped / capped.sum()
-        return _Fit(weights, scale, tau2, self._root(weights, scale))
+        middle = float(np.median((weights * scale)[keep]))
+        most = np.divide(_WEIGHT_CAP * middle, weights, out=scale.copy(), where=weights > 0)
+        reach = self.pull * np.minimum(scale, most)
+        return _Fit(weights, scale, reach, tau2, self._root(weights, reach))
 
-    def held(self, estimate: float | Floats, scale: Floats) -> Floats:
-        """ψ: deviations from an estimate, held within ±K·scale."""
-        return np.clip(self.estimates - estimate, -self.pull * scale, self.pull * scale)
+    def held(self, estimate: float | Floats, reach: Floats) -> Floats:
+        """ψ: deviations from an estimate, held within ±reach."""
+        return np.clip(self.estimates - estimate, -reach, reach)
 
-    def _root(self, weights: Floats, scale: Floats) -> float:
+    def _root(self, weights: Floats, reach: Floats) -> float:
         """μ by its breakpoints, between which the sum of pulls is a line."""
         mean = float(weights @ self.estimates)
         if not self.settings.faulty:
             return mean
         used = weights > 0
-        points = np.sort(np.concatenate([self.estimates + self.pull * scale, self.estimates - self.pull * scale])[
+        points = np.sort(np.concatenate([self.estimates + reach, self.estimates - reach])[
             np.concatenate([used, used])
         ])  # fmt: skip
-        pulls = self.held(points[:, None], scale) @ weights
+        pulls = self.held(points[:, None], reach) @ weights
         right = int(np.argmax(pulls <= 0))
         left = max(right - 1, 0)
         drop = pulls[left] - pulls[right]
@@ -261,7 +270,7 @@ class _Members:
 
         def excess(tau2: float) -> float:
             found = self.fit(keep, tau2=tau2)
-            return float((((self.held(found.estimate, found.scale) / found.scale) ** 2)[keep]).sum()) - expected
+            return float((((self.held(found.estimate, found.reach) / found.scale) ** 2)[keep]).sum()) - expected
 
         if excess(0.0) <= 0:
             return 0.0
@@ -287,17 +296,18 @@ class _Members:
         if not liars:
             return fit.estimate, fit.estimate
         used = fit.weights > 0
-        if float(np.sort(fit.weights)[::-1][:liars].sum()) >= 0.5:
+        pulls = np.sort((fit.weights * fit.reach)[used])
+        if float(pulls[-liars:].sum()) >= float(pulls[:-liars].sum()):
             raise GuaranteeError(
-                f"{liars} members weigh half or more of the {int(used.sum())} that are left: no rule can bear them. "
+                f"{liars} members pull as hard as all others of the {int(used.sum())} left: no rule bears them. "
                 "Admit more members, or state a smaller f."
             )
 
         def without(estimate: float, largest: bool) -> float:
-            pulls = np.sort((fit.weights * self.held(estimate, fit.scale))[used])
+            pulls = np.sort((fit.weights * self.held(estimate, fit.reach))[used])
             return float(pulls[:-liars].sum() if largest else pulls[liars:].sum())
 
-        reach = self.pull * fit.scale[used]
+        reach = fit.reach[used]
         span = float((self.estimates[used] - reach).min()), float((self.estimates[used] + reach).max())
         low, high = (_halved(lambda m, side=side: without(m, side), *span) for side in (True, False))
         return low, high
@@ -332,7 +342,7 @@ def _told(
     error, quantile = math.hypot(sampling, privacy), NormalDist().inv_cdf((1 + settings.level) / 2)
     kept = int(keep.sum())
     if settings.model == "random":
-        held = float(fit.weights @ members.held(fit.estimate, fit.scale) ** 2) / _squared(members.pull)
+        held = float(fit.weights @ members.held(fit.estimate, fit.reach) ** 2) / _squared(members.pull)
         error = math.sqrt(max(held * _cost(members.pull) / (kept - 1), error**2))
         quantile = float(student.ppf((1 + settings.level) / 2, kept - 1))
     error = math.sqrt(error**2 + shared)

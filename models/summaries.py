@@ -90,7 +90,7 @@ class Nuisances:
     (covariates, treatment); guess c, clip B and ``unit`` in natural units, one unit of y per unit of treatment.
     denominator D and its noise, in records; product: the root mean square of E δη·δm, δη and δm the errors of the log
     odds and of the regression, as far as chance and noise in the pooled evidence make them: to second order that is
-    what they leave in the estimate.
+    what they leave in the estimate. typical: the spread of v that the pooled evidence foretells.
     """
 
     target: Target
@@ -106,6 +106,7 @@ class Nuisances:
     denominator: float
     denominator_noise: float
     product: float
+    typical: float
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ class Summary:
 
     privacy: the variance of the estimate that noise brings; clipped: the noised share of clipped records, and the
     standard deviation of its noise; shared: the mean square of what errors of score and regression together leave in
-    the estimate, the same for all members. Natural units. ``variance`` may come out below 0 under noise: a floor is
-    the reader's affair.
+    the estimate, and typical: the variance per record that the pooled evidence foretells, both the same for all
+    members; doubt: the standard deviation of the noise in ``variance``. Natural units. ``variance`` may come out below
+    0 under noise: a floor is the reader's affair.
     """
 
     count: float
@@ -124,6 +126,8 @@ class Summary:
     privacy: float
     clipped: tuple[float, float] = (0.0, 0.0)
     shared: float = 0.0
+    doubt: float = 0.0
+    typical: float = 0.0
 
 
 def nuisances(
@@ -210,7 +214,10 @@ def summary(sums: Sequence[float] | Integers, member: Nuisances, sigma: float) -
     variance = (b * count / d) ** 2 * (squares / count - (total / count) ** 2)
     privacy = (b * noise / d) ** 2 + (step * member.denominator_noise / d) ** 2
     clipped = (beyond / count, noise / _PARTS[2] / count)
-    return Summary(count, member.guess + step, variance, privacy, clipped, member.product**2)
+    doubt = b**2 * count / d**2 * noise / _PARTS[1]
+    return Summary(
+        count, member.guess + step, variance, privacy, clipped, member.product**2, doubt, member.typical**2
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +240,7 @@ class _Shared:
     spread: Floats
     residual: Floats
     product: float
+    typical: float
 
     @staticmethod
     def of(
@@ -264,10 +272,11 @@ class _Shared:
         unit = float(half[cells[y] - 1]) / (float(half[cells[t] - 1]) if plain else 1.0)
         guess = unit * float(arms.slopes[t]) * (1.0 if plain else 2.0)
         clip = target.clip or _clip(target, unit, spread, float(mean[t]), arms.slopes, noiseless_clip)
+        typical = _typical(target, unit, np.maximum(spread - noisy, _LEAST), float(mean[t]))
         product = unit * arms.product * (within[t, t] / 2 / max(float(spread[0]), 1e-9) if plain else 1.0)
         return _Shared(
             target, cells, mean, within, arms.line if plain else arms.score, arms.slopes, guess, clip, unit, spread,
-            residual, product,
+            residual, product, typical,
         )  # fmt: skip
 
     def residuals(self, one: Evidence) -> Floats:
@@ -336,7 +345,7 @@ class _Shared:
         denominator, noise = self.denominator(one)
         return Nuisances(
             self.target, mean, self.score, intercept, self.slopes, self.guess, self.clip, self.unit, one.count,
-            one.noise, denominator, noise, self.product,
+            one.noise, denominator, noise, self.product, self.typical,
         )  # fmt: skip
 
 
@@ -418,14 +427,17 @@ def _filtered(
 def _clip(target: Target, unit: float, spread: Floats, mean: float, slopes: Floats, noiseless: bool) -> float:
     """B in natural units: the most that v can be, or `_REACH` of its spreads if that is less."""
     most = 2.0 * (1 + float(np.abs(slopes).sum()))  # of |y - m|
+    largest = abs(unit) * (4 * most if target.estimand == "plm" else most / target.overlap)
+    return largest if noiseless else min(largest, _REACH * _typical(target, unit, spread, mean))
+
+
+def _typical(target: Target, unit: float, spread: Floats, mean: float) -> float:
+    """The spread of v that is to be expected, in natural units."""
     if target.estimand == "plm":
-        largest, typical = 2 * most * 2.0, math.sqrt(float(spread[0] * spread[1]))
-    else:
-        share = min(max((1 + mean) / 2, target.overlap), 1 - target.overlap)
-        odds = share / (1 - share)
-        weight = max(odds, 1.0) if target.estimand == "att" else 1 / math.sqrt(share * (1 - share))
-        largest, typical = most / target.overlap, weight * math.sqrt(float(spread[1]))
-    return abs(unit) * (largest if noiseless else min(largest, _REACH * typical))
+        return abs(unit) * math.sqrt(float(spread[0] * spread[1]))
+    share = min(max((1 + mean) / 2, target.overlap), 1 - target.overlap)
+    weight = max(share / (1 - share), 1.0) if target.estimand == "att" else 1 / math.sqrt(share * (1 - share))
+    return abs(unit) * weight * math.sqrt(float(spread[1]))
 
 
 def _shrunk(own: Sequence[Floats]) -> Floats:

@@ -47,7 +47,9 @@ _NORM = 7.0  # C²: the few records with more are scaled down
 _FLOOR = 1.0  # kg², per record
 
 
-def measure(*, seeds: int = 20, splits: tuple[str, ...] = SPLITS) -> dict[str, Any]:
+def measure(
+    *, seeds: int = 20, splits: tuple[str, ...] = SPLITS, epsilons: tuple[float | None, ...] = EPSILONS
+) -> dict[str, Any]:
     """Every split at every ε over ``seeds`` draws of the noise, honest and with each lie, f = 0 and f = 2.
 
     Raises:
@@ -65,7 +67,7 @@ def measure(*, seeds: int = 20, splits: tuple[str, ...] = SPLITS) -> dict[str, A
         parts = _dealt(table, name)
         found[name] = {
             str(epsilon): _at(parts, epsilon, seeds if epsilon else 1, pooled.estimate, pooled.standard_error, name)
-            for epsilon in EPSILONS
+            for epsilon in epsilons
         }
     return {
         "rows": len(table), "members": MEMBERS, "liars": LIARS, "pooled_aipw": aim, "seeds": seeds, **found,

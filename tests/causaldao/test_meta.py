@@ -118,7 +118,7 @@ def _without(members: dict[str, Summary], pair: tuple[str, ...], settings: Setti
     stays = np.array([name not in pair for name in names])
     grid = np.linspace(-30, 40, 281)
     for _ in range(6):
-        sums = np.array([float((fit.weights * all_of.held(m, fit.scale))[stays].sum()) for m in grid])
+        sums = np.array([float((fit.weights * all_of.held(m, fit.reach))[stays].sum()) for m in grid])
         place = int(np.argmax(sums <= 0))
         grid = np.linspace(grid[place - 1], grid[place], 41)
     return float(grid[20])
@@ -198,3 +198,13 @@ def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
 def test_nobody_answers() -> None:
     with pytest.raises(MisuseError, match="0 members"):
         combine({}, Settings())
+
+
+@pytest.mark.parametrize("value", [60.0, 125.0, 1e4, 1e12])
+def test_liars_whose_noise_looks_large_take_the_answer_over(value: float) -> None:
+    """The noise of a count makes a huge estimate look noisy: were its scale believed, two would outpull six."""
+    for seed in range(count(5, 200)):
+        honest = drawn(np.random.default_rng([seed, 12]))
+        found = combine(lying(honest, estimate=value, variance=0.0, privacy=0.02 * value**2), SETTINGS)
+        assert {"site-2", "site-5"} <= set(found.accused)
+        assert abs(found.estimate - 3) < 6

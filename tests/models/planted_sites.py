@@ -19,11 +19,11 @@ class Sites(NamedTuple):
 
 
 def sites(
-    rng: np.random.Generator, *, curve: float = 0.0, apart: float = 0.0, rows: tuple[int, int] = (300, 1500),
+    rng: np.random.Generator, *, curve: float = 0.0, apart: float = 0.0, rows: tuple[int, int] = (200, 800),
     members: int = 8,
 ) -> Sites:  # fmt: skip
-    """Two confounders; the effect of a binary t grows with c (of mean 0), as far as ``curve`` the outcome bends with it.
-    apart: the spread of what institutions add to the log odds and to the outcome, which confounds between them."""
+    """Two confounders; the effect of a binary t grows with c (of mean 0), as far as ``curve`` the outcome bends with
+    it. apart: the spread of what institutions add to the log odds and to the outcome, which confounds between them."""
     into, start, effect, slope, growth = rng.uniform(-0.8, 0.8, 5)
     bend, tables = curve * rng.uniform(-1, 1), {}
     for k in range(members):

@@ -1,4 +1,4 @@
-"""Summaries: no record weighs more than the stated sensitivity, whatever the nuisances; each estimand finds its truth."""
+"""Summaries: no record weighs more than the stated sensitivity, whatever the nuisances; estimands find their truth."""
 
 from __future__ import annotations
 

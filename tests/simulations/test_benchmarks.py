@@ -212,3 +212,17 @@ def test_real_rows_contradict_the_textbook() -> None:
     assert lalonde["experiment_here"]["interval"][0] < 1794 < lalonde["experiment_here"]["interval"][1]
     assert lalonde["unadjusted"] < -8000  # the adjusted ones are reported whatever they are
     assert set(lalonde) >= {"g-formula 1", "ipw 1", "aipw 1", "earnings_before_training"}
+
+
+@pytest.mark.skipif(find_spec("causaldata") is None, reason="causaldata, which has the tables, is in the extra `dev`")
+def test_eight_institutions_contradict_one_table() -> None:
+    """Without noise within a standard error of AIPW on all rows, and two liars of eight who are named."""
+    found = run("federated-effects", seeds=2, splits=("lot",), epsilons=(None,))
+    honest = found["lot"]["None"]
+    assert honest["f=0"]["within_one_error"] == honest["f=2"]["within_one_error"] == 1
+    for lie in ("sign", "huge", "absurd", "certain", "rows"):
+        assert honest["lies"][lie]["caught"] == 2
+        assert honest["lies"][lie]["blamed"] == 0
+    quiet = honest["lies"]["quiet"]
+    assert quiet["caught"] == 0
+    assert quiet["worst_covers"] == 1
