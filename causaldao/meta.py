@@ -2,9 +2,9 @@
 
 A member k reports an estimate, its variance per record and its noisy count; the noise's share p_k of the variance comes
 from the study's scale and the member's denominator. The scale by which it is judged is s_k² = v_k/n_k + p_k + τ²: v_k
-is drawn to the members' median as far as it is noise, and held within a factor of four of it and above the study's public
-floor, p_k·n_k² below four times its median, n_k within the study's clamp, so neither a claim of certainty nor one of
-ignorance buys anything. The median of v_k itself is held above half of what the pooled evidence foretells.
+is drawn to the members' median as far as it is noise, and held within a factor of four of it and above the study's
+public floor, p_k·n_k² below four times its median, n_k within the study's clamp, so neither a claim of certainty nor
+one of ignorance buys anything. The median of v_k itself is held above half of what the pooled evidence foretells.
 
 The estimate μ solves Σ w_k ψ_k = 0, ψ_k the deviation from μ held within ±K·s_k (Huber, Annals of Mathematical
 Statistics 35, 1964), K = 1.5: a member's pull is at most w_k·K·s_k, whatever it says, and never more than twice the
