@@ -21,6 +21,7 @@ _PUBLIC = {
     "discover": "causaldao.models.discovery",
     "effect": "causaldao.models.effects",
     "estimate_effect": "causaldao.models.estimation",
+    "federated_effect": "causaldao.simulations.effects",
     "identify": "causaldao.models.identification",
     "refute": "causaldao.models.refute",
     "LinearSCM": "causaldao.models.scm",

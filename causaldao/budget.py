@@ -87,14 +87,14 @@ def plan(study: Study) -> Plan:
     """
     privacy, training = study.privacy, study.training
     budget = privacy.epsilon * privacy.split.evidence
-    spends = [_calibrate([], 1.0, 1, budget, privacy.delta)]
+    spends = [calibrate([], 1.0, 1, budget, privacy.delta)]
     for share, rate, steps in (
         (privacy.split.training, training.sample_rate, training.steps * training.rounds),
         (privacy.split.evaluation, 1.0, training.rounds),
     ):
         if training.rounds:
             budget = min(budget + privacy.epsilon * share, privacy.epsilon)
-            spends.append(_calibrate(spends, rate, steps, budget, privacy.delta))
+            spends.append(calibrate(spends, rate, steps, budget, privacy.delta))
     each = [Spend(s.noise_multiplier, s.sample_rate, s.steps // training.rounds) for s in spends[1:]]
     dictionary = study.dictionary
     sigma = math.ceil(spends[0].noise_multiplier * dictionary.clip * dictionary.lattice**2)
@@ -109,13 +109,9 @@ def plan(study: Study) -> Plan:
     )
 
 
-def calibrate(epsilon: float, delta: float) -> float:
-    """The noise multiplier (σ over sensitivity) of one Gaussian release that spends ``epsilon`` at ``delta``."""
-    return _calibrate([], 1.0, 1, epsilon, delta).noise_multiplier
-
-
-def _calibrate(before: Sequence[Spend], rate: float, steps: int, budget: float, delta: float) -> Spend:
-    """The smallest multiplier on a grid of 1e-4 that keeps the composition within ``budget``."""
+def calibrate(before: Sequence[Spend], rate: float, steps: int, budget: float, delta: float) -> Spend:
+    """The smallest multiplier on a grid of 1e-4 that keeps the composition of ``before`` and ``steps`` releases at this
+    sampling rate within ``budget``, an ε at ``delta``. BudgetError: none below a multiplier of 10,000 does."""
 
     def within(ticks: int) -> bool:
         return epsilon_of([*before, Spend(ticks * _STEP, rate, steps)], delta) <= budget
@@ -136,4 +132,4 @@ def _calibrate(before: Sequence[Spend], rate: float, steps: int, budget: float, 
 
 def multiplier(epsilon: float, delta: float) -> float:
     """The noise multiplier of a single Gaussian release that costs at most ε at ``delta``."""
-    return _calibrate([], 1.0, 1, epsilon, delta).noise_multiplier
+    return calibrate([], 1.0, 1, epsilon, delta).noise_multiplier

@@ -74,6 +74,7 @@ def bench(
             "and a large ledger verified. aggregation: robust rules beside byzfl and Flower, in reads of the matrix. "
             "robustness: rules against attacks on real data. attacks: the demo's study under every attack. "
             "effects: real data with an answer of its own (NHEFS, LaLonde). "
+            "federated-effects: NHEFS as eight institutions, with privacy and with liars. "
             "causal-unit: graphs and counterfactuals learnt from planted models. "
             "discovery: PC, GES, FCI and BOSS beside causal-learn: agreement, speed, growth. "
             "networks: discovery on tables of known discrete networks, beside causal-learn. "
@@ -90,7 +91,8 @@ def bench(
     seeds: Annotated[
         int | None,
         typer.Option(
-            help="Seeds (demo, causal-unit: 20, federated: 12, scm: 10, robustness, networks: 5, attacks: 1)."
+            help="Seeds (demo, causal-unit, federated-effects: 20, federated: 12, scm: 10, robustness, networks: 5, "
+            "attacks: 1)."
         ),
     ] = None,
     entries: Annotated[int | None, typer.Option(help="Entries of the large ledger (ledger: 1,000,000).")] = None,

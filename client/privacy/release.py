@@ -1,4 +1,4 @@
-"""The release of evidence: integer second moments of clipped records under exact discrete Gaussian noise.
+"""The releases of evidence and of effects: integer sums over clipped records under exact discrete Gaussian noise.
 
 Sensitivity. A record is an integer row x with ‖x‖² ≤ C²·L² on a lattice of L steps per unit, so adding or
 removing it moves M = Σ x xᵀ by x xᵀ, whose Frobenius norm is ‖x‖² ≤ C²·L². Noise of variance σ² on the
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from causaldao.client.data.checks import conform
 from causaldao.client.privacy.noise import NoiseSource
 from causaldao.errors import GuaranteeError, MisuseError
-from causaldao.models.discovery.evidence import FeatureRows, columns_of
+from causaldao.models.discovery.evidence import Dictionary, FeatureRows, columns_of
+from causaldao.models.summaries import Nuisances, exact_sums
 
 _EXACT = 1 << 53  # float64 adds and multiplies integers exactly up to here
 
@@ -40,6 +41,20 @@ def release_evidence(
     upper = np.triu_indices(p)
     moments = exact_moments(frame, dictionary)[upper]
     return moments + _symmetric_noise(p, sigma, noise or NoiseSource.from_os())[upper]
+
+
+def release_summary(
+    frame: pd.DataFrame, dictionary: Dictionary, member: Nuisances, sigma: int, noise: NoiseSource | None = None
+) -> NDArray[np.int64]:
+    """The noisy sums of an effect's influence values: int64 (3,), in lattice units of `causaldao.models.summaries`.
+
+    ``sigma`` is a positive integer in those units; the noise multiplier is sigma/`SENSITIVITY`. No single record can
+    make the release fail. A missing column is a DataError.
+    """
+    if sigma < 1:
+        raise MisuseError(f"Expected sigma = {sigma} >= 1 lattice unit: a summary is never released without noise.")
+    sums = exact_sums(conform(frame, dictionary), dictionary, member)
+    return sums + (noise or NoiseSource.from_os()).discrete_gaussian(Fraction(sigma**2), len(sums))
 
 
 def exact_moments(frame: pd.DataFrame, dictionary: FeatureRows) -> NDArray[np.int64]:

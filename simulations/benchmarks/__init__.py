@@ -27,6 +27,7 @@ NAMES = (
     "continuous",
     "federated",
     "scm",
+    "federated-effects",
 )
 
 

@@ -32,7 +32,7 @@ def measure(*, repeats: int = 20) -> dict[str, Any]:
 
 def _nhefs(repeats: int) -> dict[str, Any]:
     table = load("nhefs")
-    graph = _confounded(table, "quit", "weight_gain")
+    graph = confounded(table, "quit", "weight_gain")
     found = {
         f"{method} {degree}": _timed(table, graph, "quit", "weight_gain", method=method, degree=degree)
         for method, degree in _METHODS
@@ -48,24 +48,24 @@ def _nhefs(repeats: int) -> dict[str, Any]:
 def _lalonde() -> dict[str, Any]:
     trial, survey = load("nsw"), load("cps")
     table = pd.concat([trial[trial["treat"] == 1], survey], ignore_index=True)
-    graph = _confounded(table, "treat", "re78")
+    graph = confounded(table, "treat", "re78")
     found = {}
     for method, degree in _METHODS:
         found[f"{method} {degree}"] = _timed(
             table, graph, "treat", "re78", method=method, degree=degree, estimand="att"
         )
     before = table.drop(columns="re78")
-    past = _confounded(before, "treat", "re75")
+    past = confounded(before, "treat", "re75")
     placebo = estimate_effect(before, past, "treat", "re75", estimand="att")
     return {
         "treated": int(table["treat"].sum()), "controls": len(survey), "experiment": EXPERIMENT,
-        "experiment_here": _timed(trial, _confounded(trial, "treat", "re78"), "treat", "re78", method="aipw"),
+        "experiment_here": _timed(trial, confounded(trial, "treat", "re78"), "treat", "re78", method="aipw"),
         "unadjusted": _difference(table, "treat", "re78"), **found,
         "earnings_before_training": _numbers(placebo),
     }  # fmt: skip
 
 
-def _confounded(table: pd.DataFrame, treatment: str, outcome: str) -> CausalGraph:
+def confounded(table: pd.DataFrame, treatment: str, outcome: str) -> CausalGraph:
     """Every covariate moves treatment and outcome, and the covariates hang together in any way."""
     covariates = [name for name in table.columns if name not in (treatment, outcome)]
     order = [*covariates, treatment, outcome]

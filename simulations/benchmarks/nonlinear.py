@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from causaldao.budget import calibrate
+from causaldao.budget import multiplier
 from causaldao.client.privacy.noise import NoiseSource
 from causaldao.client.privacy.release import release_evidence
 from causaldao.models.discovery import discover
@@ -116,7 +116,7 @@ def _private(seed: int) -> dict[str, tuple[Evidence, CausalGraph]]:
 
 def _pooled(sites: Sequence[pd.DataFrame], chosen: FeatureRows, label: str) -> Evidence:
     """The sum of what the sites release under the budget."""
-    sigma = math.ceil(calibrate(_EPSILON, _DELTA) * chosen.clip * chosen.lattice**2)
+    sigma = math.ceil(multiplier(_EPSILON, _DELTA) * chosen.clip * chosen.lattice**2)
     source = NoiseSource.simulated(hashlib.sha256(label.encode()).digest())
     total = sum(release_evidence(site, chosen, sigma, source) for site in sites)
     one = Evidence.from_release(np.asarray(total), chosen, sigma)

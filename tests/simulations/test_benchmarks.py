@@ -252,3 +252,17 @@ def test_a_benchmark_of_structural_models_goes_on_without_its_peer() -> None:
             run("scm", parts=("agreement",))
     with pytest.raises(MisuseError, match="no part speed"):
         run("scm", parts=("speed",))
+
+
+@pytest.mark.skipif(find_spec("causaldata") is None, reason="causaldata, which has the tables, is in the extra `dev`")
+def test_eight_institutions_contradict_one_table() -> None:
+    """Without noise within a standard error of AIPW on all rows, and two liars of eight who are named."""
+    found = run("federated-effects", seeds=2, splits=("lot",), epsilons=(None,))
+    honest = found["lot"]["None"]
+    assert honest["f=0"]["within_one_error"] == honest["f=2"]["within_one_error"] == 1
+    for lie in ("sign", "huge", "absurd", "certain", "rows"):
+        assert honest["lies"][lie]["caught"] == 2
+        assert honest["lies"][lie]["blamed"] == 0
+    quiet = honest["lies"]["quiet"]
+    assert quiet["caught"] == 0
+    assert quiet["worst_covers"] == 1
