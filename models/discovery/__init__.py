@@ -1,7 +1,7 @@
-"""Causal discovery on second moments: one `discover`, and the methods it knows by name.
+"""Causal discovery on second moments: one `discover`, and the methods and feature maps it knows by name.
 
 A method takes evidence, knowledge and options of its own and returns a `Discovery`; adding one is one file
-and one line of `METHODS`.
+and one line of `METHODS`. A feature map makes a table into evidence; adding one is one line of `frames.FEATURES`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
+import pandas as pd
+
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.boss import boss as _boss
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.fci import fci as _fci
 from causaldao.models.discovery.fci import rfci as _rfci
 from causaldao.models.discovery.found import Discovery
+from causaldao.models.discovery.frames import evidence_of
 from causaldao.models.discovery.ges import ges as _ges
 from causaldao.models.discovery.pc import pc as _pc
 from causaldao.models.graph import CausalGraph
@@ -27,23 +30,45 @@ METHODS: Mapping[str, Callable[..., Discovery]] = {"boss": _boss, "pc": _pc, "ge
 __all__ = ["METHODS", "Discovery", "discover", "search"]
 
 
-def discover(evidence: Evidence, method: str = "boss", knowledge: Knowledge = NONE, **options: Any) -> CausalGraph:
+def discover(
+    evidence: Evidence | pd.DataFrame,
+    method: str = "boss",
+    knowledge: Knowledge = NONE,
+    *,
+    features: str = "identity",
+    **options: Any,
+) -> CausalGraph:
     """The CPDAG that ``method`` finds in the evidence, directed further by the knowledge; a PAG from ``fci`` and
     ``rfci``.
+
+    A DataFrame, a row for each record, is made into exact evidence by the feature map called ``features``:
+
+    >>> import causaldao, numpy, pandas
+    >>> rng = numpy.random.default_rng(0)
+    >>> dose, age = rng.normal(size=(2, 1000))
+    >>> frame = pandas.DataFrame({"age": age, "dose": dose, "pressure": dose - age + rng.normal(size=1000)})
+    >>> causaldao.discover(frame)
+    CausalGraph(age, dose, pressure, age -> pressure, dose -> pressure)
+    >>> chain = pandas.DataFrame({"dose": dose, "pressure": frame["pressure"]})
+    >>> causaldao.discover(chain, "pc", alpha=0.001)
+    CausalGraph(dose, pressure, dose - pressure)
+    >>> causaldao.discover(chain, knowledge=causaldao.Knowledge(tiers={"dose": 0, "pressure": 1}))
+    CausalGraph(dose, pressure, dose -> pressure)
 
     Options of ``boss``: penalty, generator, restarts; of ``ges``: penalty, turning; of ``pc``, ``fci`` and ``rfci``:
     alpha.
 
     Raises:
-        MisuseError: no method or option of that name; the choices are listed.
+        MisuseError: no method, option or feature map of that name; the choices are listed.
         ConfigurationError: the knowledge names unknown variables.
-        DataError: the evidence cannot bear the method (linearly dependent variables, too few records).
+        DataError: the evidence cannot bear the method (linearly dependent variables, too few records), or the
+            table's columns are not numbers without gaps.
     """
-    return search(evidence, method, knowledge, **options).graph
+    return search(evidence_of(evidence, features), method, knowledge, **options).graph
 
 
 def search(evidence: Evidence, method: str = "boss", knowledge: Knowledge = NONE, **options: Any) -> Discovery:
-    """As `discover`, with what else the search found: near ties, separating sets, conflicts."""
+    """As `discover` on evidence, with what else the search found: near ties, separating sets, conflicts."""
     if method not in METHODS:
         raise MisuseError(f"there is no discovery method {method!r}. The methods are {', '.join(METHODS)}.")
     choices = [name for name in signature(METHODS[method]).parameters if name not in ("evidence", "knowledge")]
