@@ -1,9 +1,9 @@
 """How sure an edge is: the search again on draws of the evidence that the same population might have given instead.
 
 Two kinds of draw (Efron & Tibshirani, 1993; for graphs Friedman, Goldszmidt & Wyner, 1999). From evidence alone, the
-parametric one: the moments of as many records from a normal distribution with the mean and the covariance of the evidence
-(a Wishart matrix, by the decomposition of Bartlett, 1933), plus a fresh matrix of the privacy noise, so that it costs no
-privacy. From rows, the other one: as many rows drawn with replacement, which assumes no distribution.
+parametric one: the moments of as many records from a normal distribution with the mean and the covariance of the
+evidence (a Wishart matrix, by the decomposition of Bartlett, 1933), plus a fresh matrix of the privacy noise, so that
+it costs no privacy. From rows, the other one: as many rows drawn with replacement, which assumes no distribution.
 
 A probability here is the share of the draws in which the search finds the edge. It says how far the outcome hangs on
 the records that happened to be drawn and on the noise. It is not the probability that the edge is real: what the
@@ -13,16 +13,14 @@ method assumes (linear mechanisms, no unmeasured causes for a DAG) is assumed in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from causaldao.errors import DataError, MisuseError
 from causaldao.models.discovery.evidence import Evidence
@@ -32,8 +30,6 @@ from causaldao.models.knowledge import NONE, Knowledge
 
 Search = Callable[..., Discovery]
 _FAILING = 0.1  # the share of the draws that may be unfit for the method
-
-_MIRRORED = {"->": ">-", "-o": "o-", "o>": ">o"}
 
 
 @dataclass(frozen=True)
@@ -128,8 +124,8 @@ def bootstrap(
             progress(done + 1, draws)
     if failed > _FAILING * draws:
         raise DataError(
-            f"{failed} of {draws} draws of the evidence cannot bear the method; {_FAILING:.0%} may fail. Use more records "
-            f"or fewer variables. The last said: {reason}"
+            f"{failed} of {draws} draws of the evidence cannot bear the method; {_FAILING:.0%} may fail. Use more "
+            f"records or fewer variables. The last said: {reason}"
         )
     return Bootstrap(names, draws - failed, failed, kind, tuple(_shares(counts, draws - failed)))
 
@@ -138,9 +134,9 @@ def of_evidence(evidence: Evidence) -> Callable[[np.random.Generator], Evidence]
     """Draws from the sampling distribution of the moments: of as many normal records with the evidence's own mean and
     covariance, and, where it is noisy, of its noise.
 
-    M of (1, z) is n times the mean's and the scatter's part: z̄ ~ N(m, Σ/n), scatter ~ Wishart(n - 1, Σ). A draw is M plus
-    the departure of such moments from their expectation, plus the noise: where noise left Σ with negative eigenvalues,
-    only the departure takes them for zero.
+    M of (1, z) is n times the mean's and the scatter's part: z̄ ~ N(m, Σ/n), scatter ~ Wishart(n - 1, Σ). A draw is M
+    plus the departure of such moments from their expectation, plus the noise: where noise left Σ with negative
+    eigenvalues, only the departure takes them for zero.
 
     Raises:
         DataError: the evidence counts no more records than it has variables.
@@ -207,8 +203,6 @@ def _shares(counts: Mapping[tuple[str, str, str], int], draws: int) -> Iterator[
     of_pair: dict[tuple[str, str], dict[str, float]] = {}
     for a, b, marks in sorted(counts):
         of_pair.setdefault((a, b), {})[marks] = counts[a, b, marks] / draws
-    totals = Counter({pair: 0 for pair in of_pair})
-    for (a, b, _), count in counts.items():
-        totals[a, b] += count
-    for (a, b), marks in of_pair.items():
-        yield EdgeProbability(a, b, totals[a, b] / draws, marks)
+    for (a, b), shares in of_pair.items():
+        found = sum(counts[a, b, marks] for marks in shares)
+        yield EdgeProbability(a, b, found / draws, shares)

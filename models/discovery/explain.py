@@ -196,14 +196,15 @@ class _Case:
             return f"the knowledge requires it. The weakest of {tried} tests, given {_set(test.given)}: {test}."
         if test.p_value <= self.alpha:
             return (
-                f"kept because it does not vanish given any of {tried} sets of up to {_LARGEST} neighbours. The weakest "
-                f"set is {_set(test.given)}: {test}."
+                f"kept because it does not vanish given any of {tried} sets of up to {_LARGEST} neighbours. The "
+                f"weakest set is {_set(test.given)}: {test}."
             )
         why = "The score keeps it." if self.score is not None else "The method did not try this set, or weighs it less."
         return f"a weak edge: given {_set(test.given)} it is not significant at {self.alpha:g}: {test}. {why}"
 
     def _weakest(self, pair: Pair) -> tuple[Dependence, int]:
-        """The test with the least statistic given sets of up to three neighbours of one end, and how many were tried."""
+        """The test with the least statistic given sets of up to three neighbours of one end, and how many were
+        tried."""
         best: tuple[float, tuple[str, ...]] = (math.inf, ())
         tried = 0
         for level in range(min(_LARGEST, math.ceil(self.evidence.count) - 4) + 1):
@@ -261,9 +262,7 @@ class _Case:
             return self._collides(a, b, triple)
         if (a, b) in self.derived:
             return _meek(a, b, self.derived[a, b])
-        return Reason(
-            "stated", (), f"{a} -> {b} is how this graph has it: the evidence alone fits {b} -> {a} as well."
-        )
+        return Reason("stated", (), f"{a} -> {b} is how this graph has it: the evidence alone fits {b} -> {a} as well.")
 
     def _end(self, a: str, b: str, mark: str) -> Reason:
         """Why the edge of a PAG has this mark at b."""
@@ -320,7 +319,9 @@ def _known(a: str, b: str, knowledge: Knowledge) -> Reason:
 
 
 _BY_RULE: Mapping[int, Callable[..., str]] = {
-    1: lambda a, b, p: f"{p} -> {a} and {p}, {b} are not adjacent; {b} -> {a} would make {a} a collider that the data lack",
+    1: lambda a, b, p: (
+        f"{p} -> {a} and {p}, {b} are not adjacent; {b} -> {a} would make {a} a collider that the data lack"
+    ),
     2: lambda a, b, c: f"{a} -> {c} -> {b}; {b} -> {a} would close a cycle",
     3: lambda a, b, c, d: f"{c} -> {b} <- {d} and both are joined to {a}; {b} -> {a} would make {a} a new collider",
     4: lambda a, b, c, d: f"{c} -> {d} -> {b} beside {a}; {b} -> {a} would force a collider that the data lack",

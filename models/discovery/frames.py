@@ -39,5 +39,5 @@ def evidence_of(data: Any, features: str = "identity", **options: Any) -> Any:
     if isinstance(data, pd.DataFrame):
         return FEATURES[features](data, **options)
     if features != "identity":
-        raise MisuseError(f"features is {features!r}, but evidence was made by its feature map already. Give the table.")
+        raise MisuseError(f"features is {features!r}, but evidence has its feature map already. Give the table.")
     return data
