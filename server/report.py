@@ -33,7 +33,7 @@ _PLOT_LEFT, _FOREST_LEFT, _PLOT_RIGHT = 150.0, 260.0, 700.0
 def write(result: Mapping[str, Any], graph_svg: str, path: Path) -> None:
     """Write the report of `result` (the content of `result.json`) to `path`, UTF-8, replacing what is there.
 
-    `graph_svg` is what `picture.draw` returned; it is trusted and put in as it is, everything else is
+    `graph_svg` is what `pictures.svg.draw` returned; it is trusted and put in as it is, everything else is
     escaped.
 
     Raises:
@@ -62,7 +62,7 @@ def render(result: Mapping[str, Any], graph_svg: str) -> str:
         meters=_meters(whole["privacy"]),
         sites=_sites(whole["pool"]),
         slowest=max(result["seconds"].values(), default=0.0) or 1.0,
-        # Drawn by `picture.draw`, which escapes the names in it.
+        # Drawn by `pictures.svg.draw`, which escapes the names in it.
         graph=Markup(graph_svg),
     )
 

@@ -18,7 +18,7 @@ from causaldao.ledger.note import with_cosignatures
 from causaldao.models.graph import CausalGraph
 from causaldao.server import membership
 from causaldao.server.coordinator import Coordinator
-from causaldao.server.picture import draw
+from causaldao.pictures.svg import draw
 from causaldao.server.recording import State
 from causaldao.server.report import write as write_report
 from causaldao.study import Study

@@ -9,7 +9,7 @@ import pytest
 
 from causaldao.errors import ConfigurationError
 from causaldao.models.graph import CausalGraph
-from causaldao.server import picture
+from causaldao.pictures import svg as picture
 from tests.server.result_cases import DIRECTED, HOSTILE, NODES, SVG, UNDIRECTED, a_graph, a_mark, a_pattern, a_result
 
 
