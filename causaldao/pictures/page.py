@@ -1,8 +1,8 @@
 """A causal graph as one interactive HTML page that holds everything it needs and reaches for nothing.
 
-The drawing is cytoscape.js (`vendor/`), laid out as `svg` lays it out. The page forbids itself all connections by its own
-content security policy, which names its two scripts by their hashes. Names of variables and members may come from anyone:
-they travel as JSON in which no character can end the element, and the script puts them in as text only.
+The drawing is cytoscape.js (`vendor/`), laid out as `svg` lays it out. The page forbids itself all connections by its
+own content security policy, which names its two scripts by their hashes. Names of variables and members may come from
+anyone: they travel as JSON in which no character can end the element, and the script puts them in as text only.
 """
 
 from __future__ import annotations

@@ -18,7 +18,16 @@ from causaldao.signing import SigningKey
 from causaldao.simulations.federation import simulate
 from tests.simulations import small
 
-FILES = {"result.json", "graph.json", "graph.svg", "model.safetensors", "ledger.bundle", "policy", "report.html"}
+FILES = {
+    "result.json",
+    "graph.json",
+    "graph.svg",
+    "graph.html",
+    "model.safetensors",
+    "ledger.bundle",
+    "policy",
+    "report.html",
+}
 
 
 @dataclass
