@@ -74,14 +74,14 @@ def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> Non
     log = coordinator.log
     pattern = CausalGraph.from_json(result["graph"]["pattern"])
     effect = result["effects"][0] if result["effects"] else {"treatment": None, "outcome": None}
-    roles = {"treatment": effect["treatment"], "outcome": effect["outcome"]}
-    svg = draw(pattern, result["marks"], **roles)
+    treatment, outcome = effect["treatment"], effect["outcome"]
+    svg = draw(pattern, result["marks"], treatment=treatment, outcome=outcome)
     write_text(out / "graph.json", json.dumps(result["graph"], indent=1))
     write_text(out / "graph.svg", svg)
     asked = result["study"]
     shown = page(
         pattern, title=f"{asked['name']}: the adopted graph", subtitle=asked["question"], marks=result["marks"],
-        votes=coordinator.votes(), report=True, **roles,
+        votes=coordinator.votes(), treatment=treatment, outcome=outcome, report=True,
     )  # fmt: skip
     write_text(out / "graph.html", shown)
     model = coordinator.model()

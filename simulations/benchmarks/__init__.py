@@ -9,7 +9,19 @@ from typing import Any
 
 from causaldao.errors import MisuseError
 
-NAMES = ("engine", "demo", "scale", "wire", "ledger", "aggregation", "robustness", "attacks", "effects", "causal-unit")
+NAMES = (
+    "engine",
+    "demo",
+    "scale",
+    "wire",
+    "ledger",
+    "aggregation",
+    "robustness",
+    "attacks",
+    "effects",
+    "causal-unit",
+    "edge-probabilities",
+)
 
 
 def run(name: str, **options: Any) -> dict[str, Any]:

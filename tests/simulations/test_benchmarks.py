@@ -212,3 +212,15 @@ def test_real_rows_contradict_the_textbook() -> None:
     assert lalonde["experiment_here"]["interval"][0] < 1794 < lalonde["experiment_here"]["interval"][1]
     assert lalonde["unadjusted"] < -8000  # the adjusted ones are reported whatever they are
     assert set(lalonde) >= {"g-formula 1", "ipw 1", "aipw 1", "earnings_before_training"}
+
+
+def test_shares_of_draws_are_counted_in_two_bins_or_in_none() -> None:
+    found = run("edge-probabilities", method="pc", models=2, draws=5, records=200)
+    assert sum(row["count"] for row in found["adjacent"]) == 2 * 45
+    assert sum(row["count"] for row in found["directed"]) == 2 * 90
+    for row in found["adjacent"]:
+        if row["count"]:
+            assert row["above"] <= row["mean_share"] <= row["up_to"]
+            assert 0 <= row["real"] <= 1
+    with pytest.raises(MisuseError, match="parametric or rows"):
+        run("edge-probabilities", kind="both")
