@@ -74,7 +74,8 @@ def bench(
             "and a large ledger verified. aggregation: robust rules beside byzfl and Flower, in reads of the matrix. "
             "robustness: rules against attacks on real data. attacks: the demo's study under every attack. "
             "effects: real data with an answer of its own (NHEFS, LaLonde). "
-            "causal-unit: graphs and counterfactuals learnt from planted models."
+            "causal-unit: graphs and counterfactuals learnt from planted models. "
+            "edge-probabilities: whether the shares of a bootstrap keep their word."
         ),
     ],
     members: Annotated[int | None, typer.Option(help="Members of the federation (engine, scale).")] = None,
