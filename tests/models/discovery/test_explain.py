@@ -17,6 +17,7 @@ from causaldao.models.discovery.score import PENALTY, Score
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of, extension, meek
+from causaldao.models.separators import minimal_separators
 from tests.counts import count
 from tests.models.random_models import dag_of, noisy, population, sample, weights
 
@@ -98,6 +99,10 @@ def test_each_number_is_another_than_partial_gives() -> None:
                 dag = extension(graph)
                 assert dag is not None
                 assert dag.d_separated(*found.pair, found.test.given)
+                others = frozenset(graph.nodes) - set(found.pair)
+                separators = [sorted(s) for s in minimal_separators(dag, *found.pair, others)]
+                zs = [abs(t.z) / t.standard_error for t in (partial(evidence, *found.pair, s) for s in separators)]
+                assert abs(shown.z) / shown.standard_error == pytest.approx(min(zs), rel=1e-9)
                 continue
             sides = [sorted(graph.adjacencies(end) - set(found.pair)) for end in found.pair]
             sets = {given for side in sides for k in range(4) for given in combinations(side, k)}
