@@ -174,6 +174,8 @@ def test_a_name_becomes_markup() -> None:
     assert [tag for tag, _ in found.tags if tag == "script"] == ["script"] * 3
     assert [node["name"] for node in data_of(text)["nodes"]] == [*BREAKING, "x"]
     assert "<script>document" not in text
+    body = text.partition('id="data">')[2].partition("</script>")[0]
+    assert not {*"<>&\u2028\u2029"} & {*body}
     assert "innerHTML" not in text.partition('id="data"')[2].rpartition("<script>")[2]
 
 
