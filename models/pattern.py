@@ -8,7 +8,7 @@ its class.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -27,14 +27,26 @@ def meek(graph: CausalGraph, ambiguous: Collection[Triple] = ()) -> CausalGraph:
     concluded from the ``ambiguous`` unshielded triples (a, c, b), a < b, which may be colliders or not.
     """
     work = _Partial.of(graph, ambiguous)
-    found = True
-    while found:
-        found = False
-        for a, b in work.lines():
-            if b in work.neighbours[a] and any(rule(work, a, b) for rule in _RULES):
-                work.orient(a, b)
-                found = True
+    for a, b, _ in _closing(work):
+        work.orient(a, b)
     return work.graph(graph.nodes)
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """Why Meek's rules direct an edge: the number of the rule, 1 to 4, and the other variables of its premise."""
+
+    rule: int
+    others: tuple[str, ...]
+
+
+def derivations(graph: CausalGraph) -> dict[Pair, Derivation]:
+    """What `meek` would direct in a partially directed graph, each arrow (a, b) by the first rule that gives it."""
+    work, found = _Partial.of(graph), dict[Pair, Derivation]()
+    for a, b, rule in _closing(work):
+        found[a, b] = Derivation(rule, min(_RULES[rule - 1](work, a, b)))
+        work.orient(a, b)
+    return found
 
 
 def pattern(
@@ -180,27 +192,44 @@ def partial_edges(graph: CausalGraph) -> frozenset[Edge]:
     return frozenset(e for e in graph.edges if e.at_a == TAIL and e.at_b != CIRCLE)
 
 
-def _away_from_collider(work: _Partial, a: str, b: str) -> bool:
+def _closing(work: _Partial) -> Iterator[tuple[str, str, int]]:
+    """The arrows that the rules give, one by one, each with the number of its rule; the caller orients it at once."""
+    found = True
+    while found:
+        found = False
+        for a, b in work.lines():
+            if b not in work.neighbours[a]:
+                continue
+            if number := next((i for i, rule in enumerate(_RULES, 1) if next(rule(work, a, b), None)), 0):
+                yield a, b, number
+                found = True
+
+
+# Each rule yields the other variables of its premises for a -> b, in any order: one is enough.
+
+
+def _away_from_collider(work: _Partial, a: str, b: str) -> Iterator[tuple[str, ...]]:
     """R1: p -> a - b with p, b not adjacent; b -> a would be a new collider."""
-    return any(work.no_collider(p, a, b) for p in work.parents[a])
+    return ((p,) for p in work.parents[a] if work.no_collider(p, a, b))
 
 
-def _away_from_cycle(work: _Partial, a: str, b: str) -> bool:
+def _away_from_cycle(work: _Partial, a: str, b: str) -> Iterator[tuple[str, ...]]:
     """R2: a -> c -> b; b -> a would close a cycle."""
-    return not work.children[a].isdisjoint(work.parents[b])
+    return ((c,) for c in work.children[a] & work.parents[b])
 
 
-def _two_chains(work: _Partial, a: str, b: str) -> bool:
+def _two_chains(work: _Partial, a: str, b: str) -> Iterator[tuple[str, ...]]:
     """R3: a - c -> b and a - d -> b with c, d not adjacent; b -> a would make c -> a <- d."""
-    return any(work.no_collider(c, a, d) for c, d in combinations(work.neighbours[a] & work.parents[b], 2))
+    pairs = combinations(sorted(work.neighbours[a] & work.parents[b]), 2)
+    return ((c, d) for c, d in pairs if work.no_collider(c, a, d))
 
 
-def _around_knowledge(work: _Partial, a: str, b: str) -> bool:
+def _around_knowledge(work: _Partial, a: str, b: str) -> Iterator[tuple[str, ...]]:
     """R4: a - c -> d -> b with a, d adjacent and c, b not; arises only with background knowledge."""
-    return any(
-        work.adjacent(a, d) and any(work.no_collider(c, a, b) for c in work.parents[d] & work.neighbours[a] - {b})
-        for d in work.parents[b]
-    )
+    for d in work.parents[b]:
+        if work.adjacent(a, d):
+            around = work.parents[d] & (work.neighbours[a] - {b})
+            yield from ((c, d) for c in around if work.no_collider(c, a, b))
 
 
 _RULES = (_away_from_collider, _away_from_cycle, _two_chains, _around_knowledge)

@@ -212,6 +212,10 @@ class Coordinator:
         entries = self._book.spoken("ballot", accepted)
         self._book.commit("ballots", [*entries, self._book.transition("ballots", {"voters": sorted(accepted)})])
 
+    def votes(self) -> dict[str, dict[str, int]]:
+        """How each member voted, by the key of the mark: +1, 0 or -1. Ballots are public."""
+        return {name: dict(said["votes"]) for name, said in self._book.ballots().items()}
+
     def _adopt(self) -> None:
         proposal = self._proposal
         ballots = {name: Ballot.from_json(said, proposal) for name, said in self._book.ballots().items()}

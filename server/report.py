@@ -30,19 +30,19 @@ _STATES = {
 _PLOT_LEFT, _FOREST_LEFT, _PLOT_RIGHT = 150.0, 260.0, 700.0
 
 
-def write(result: Mapping[str, Any], graph_svg: str, path: Path) -> None:
+def write(result: Mapping[str, Any], graph_svg: str, path: Path, *, explore: bool = False) -> None:
     """Write the report of `result` (the content of `result.json`) to `path`, UTF-8, replacing what is there.
 
-    `graph_svg` is what `picture.draw` returned; it is trusted and put in as it is, everything else is
-    escaped.
+    `graph_svg` is what `pictures.svg.draw` returned; it is trusted and put in as it is, everything else is
+    escaped. `explore` links to the interactive `graph.html` beside it.
 
     Raises:
         MisuseError: `result` lacks a section that every result has; the message lists all that are missing.
     """
-    path.write_text(render(result, graph_svg), encoding="utf-8")
+    path.write_text(render(result, graph_svg, explore=explore), encoding="utf-8")
 
 
-def render(result: Mapping[str, Any], graph_svg: str) -> str:
+def render(result: Mapping[str, Any], graph_svg: str, *, explore: bool = False) -> str:
     """The text that `write` writes. `simulation`, `privacy`, `pool`, `pooled` and a loss may be null."""
     if missing := [name for name in _REQUIRED if name not in result]:
         raise MisuseError(f"A result has the sections {', '.join(_REQUIRED)}; missing: {', '.join(missing)}.")
@@ -62,8 +62,9 @@ def render(result: Mapping[str, Any], graph_svg: str) -> str:
         meters=_meters(whole["privacy"]),
         sites=_sites(whole["pool"]),
         slowest=max(result["seconds"].values(), default=0.0) or 1.0,
-        # Drawn by `picture.draw`, which escapes the names in it.
+        # Drawn by `pictures.svg.draw`, which escapes the names in it.
         graph=Markup(graph_svg),
+        explore=explore,
     )
 
 

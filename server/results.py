@@ -16,10 +16,11 @@ from causaldao.ledger.bundle import export
 from causaldao.ledger.log import Log
 from causaldao.ledger.note import with_cosignatures
 from causaldao.models.graph import CausalGraph
+from causaldao.pictures.page import page
+from causaldao.pictures.svg import draw
 from causaldao.server import membership
 from causaldao.server.coordinator import Coordinator
 from causaldao.server.example import example
-from causaldao.server.picture import draw
 from causaldao.server.recording import State
 from causaldao.server.report import write as write_report
 from causaldao.study import Study
@@ -75,15 +76,22 @@ def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> Non
     log = coordinator.log
     pattern = CausalGraph.from_json(result["graph"]["pattern"])
     effect = result["effects"][0] if result["effects"] else {"treatment": None, "outcome": None}
-    svg = draw(pattern, result["marks"], treatment=effect["treatment"], outcome=effect["outcome"])
+    treatment, outcome = effect["treatment"], effect["outcome"]
+    svg = draw(pattern, result["marks"], treatment=treatment, outcome=outcome)
     write_text(out / "graph.json", json.dumps(result["graph"], indent=1))
     write_text(out / "graph.svg", svg)
+    asked = result["study"]
+    shown = page(
+        pattern, title=f"{asked['name']}: the adopted graph", subtitle=asked["question"], marks=result["marks"],
+        votes=coordinator.votes(), treatment=treatment, outcome=outcome, report=True,
+    )  # fmt: skip
+    write_text(out / "graph.html", shown)
     model = coordinator.model()
     if model is not None:
         model.save(out / "model.safetensors")
     (out / "ledger.bundle").write_bytes(export(log, result["ledger"]["size"]))
     write_text(out / "policy", membership.policy(log, coordinator.key.public))
-    write_report(result, svg, out / "report.html")
+    write_report(result, svg, out / "report.html", explore=True)
     write_text(out / "result.json", json.dumps(result, indent=1, allow_nan=False))
 
 

@@ -77,6 +77,7 @@ def bench(
             "federated-effects: NHEFS as eight institutions, with privacy and with liars. "
             "causal-unit: graphs and counterfactuals learnt from planted models. "
             "discovery: PC, GES, FCI and BOSS beside causal-learn: agreement, speed, growth. "
+            "edge-probabilities: whether the shares of a bootstrap keep their word. "
             "networks: discovery on tables of known discrete networks, beside causal-learn. "
             "federated: discovery with liars, beside all rows in one place. "
             "identification: separation and adjustment beside pgmpy and dowhy. "

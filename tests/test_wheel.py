@@ -14,6 +14,10 @@ ROOT = Path(__file__).parents[1]
 NEEDED = (
     "causaldao/simulations/scenarios/rand-hie.toml",
     "causaldao/server/templates/report.html",
+    "causaldao/pictures/graph.html",
+    "causaldao/pictures/graph.js",
+    "causaldao/pictures/vendor/cytoscape.min.js",
+    "causaldao/pictures/vendor/cytoscape.LICENSE",
     "causaldao/server/flower-app/pyproject.toml",
     "causaldao/server/flower-app/LICENSE",
     "causaldao/server/flower-app/cdao_app/client_app.py",

@@ -1,8 +1,8 @@
 """Causal discovery on second moments, of numbers or features, or on tables of counts: one `discover`, and the methods
-it knows by name.
+and feature maps it knows by name.
 
 A method takes evidence, knowledge and options of its own and returns a `Discovery`; adding one is one file
-and one line of `METHODS`.
+and one line of `METHODS`. A feature map makes a table into evidence; adding one is one line of `frames.FEATURES`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
+
+import pandas as pd
 
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.boss import boss as _boss
@@ -19,6 +21,7 @@ from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.fci import fci as _fci
 from causaldao.models.discovery.fci import rfci as _rfci
 from causaldao.models.discovery.found import Discovery
+from causaldao.models.discovery.frames import evidence_of
 from causaldao.models.discovery.ges import ges as _ges
 from causaldao.models.discovery.pc import pc as _pc
 from causaldao.models.discovery.tables import LocalTables, SharedTables, Tables
@@ -35,24 +38,44 @@ __all__ = ["METHODS", "ON_TABLES", "Discovery", "LocalTables", "SharedTables", "
 
 
 def discover(
-    evidence: Evidence | Tables, method: str = "boss", knowledge: Knowledge = NONE, **options: Any
+    evidence: Evidence | Tables | pd.DataFrame,
+    method: str = "boss",
+    knowledge: Knowledge = NONE,
+    *,
+    features: str = "identity",
+    **options: Any,
 ) -> CausalGraph:
     """The CPDAG that ``method`` finds in the evidence, directed further by the knowledge; a PAG from ``fci`` and
     ``rfci``.
 
-    The evidence is second moments (`Evidence`), of numbers or of features (`features.from_data`, whose tests and scores
+    A DataFrame, a row for each record, is made into exact evidence by the feature map called ``features``:
+
+    >>> import causaldao, numpy, pandas
+    >>> rng = numpy.random.default_rng(0)
+    >>> dose, age = rng.normal(size=(2, 1000))
+    >>> frame = pandas.DataFrame({"age": age, "dose": dose, "pressure": dose - age + rng.normal(size=1000)})
+    >>> causaldao.discover(frame)
+    CausalGraph(age, dose, pressure, age -> pressure, dose -> pressure)
+    >>> chain = pandas.DataFrame({"dose": dose, "pressure": frame["pressure"]})
+    >>> causaldao.discover(chain, "pc", alpha=0.001)
+    CausalGraph(dose, pressure, dose - pressure)
+    >>> causaldao.discover(chain, knowledge=causaldao.Knowledge(tiers={"dose": 0, "pressure": 1}))
+    CausalGraph(dose, pressure, dose -> pressure)
+
+    Evidence is second moments (`Evidence`), of numbers or of features (`features.from_data`, whose tests and scores
     are those of blocks of columns), or tables of discrete variables (`LocalTables`, `SharedTables`) for the methods in
     `ON_TABLES`. Options of ``boss``: penalty, generator, restarts; of ``ges``: penalty, turning; of both on tables also
     score and sample_size; of ``pc``, ``fci`` and ``rfci``: alpha; of ``pc`` and ``fci`` also colliders, of ``pc``
     priority; of ``notears`` and ``dagma``: sparsity, threshold, standardise.
 
     Raises:
-        MisuseError: no method or option of that name, or a method that cannot use tables; the choices are listed.
+        MisuseError: no method, option or feature map of that name, or a method that cannot use tables; the choices are
+            listed.
         ConfigurationError: the knowledge names unknown variables.
         DataError: the evidence cannot bear the method (linearly dependent variables, too few records, a variable that
-            does not vary or is drowned in noise).
+            does not vary or is drowned in noise), or the table's columns are not what the feature map takes.
     """
-    return search(evidence, method, knowledge, **options).graph
+    return search(evidence_of(evidence, features), method, knowledge, **options).graph
 
 
 def search(evidence: Evidence | Tables, method: str = "boss", knowledge: Knowledge = NONE, **options: Any) -> Discovery:

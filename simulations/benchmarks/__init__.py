@@ -28,6 +28,7 @@ NAMES = (
     "federated",
     "scm",
     "federated-effects",
+    "edge-probabilities",
 )
 
 

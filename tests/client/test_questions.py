@@ -342,3 +342,99 @@ def test_a_run_is_asked_what_only_a_table_can_tell(finished: Path, chain: Path) 
     for option in (["--shift", "b=1"], ["--given", "b=1"], ["--graph", chain], ["--kind", "linear"]):
         code, error = run("do", finished, "--set", "a=1", "--target", "c", *option)
         assert (code, str(option[0]) in error["message"]) == (2, True)
+
+
+def told(*arguments: Any) -> str:
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert not isinstance(result.exception, Exception), result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_format_is_not_what_its_suffix_says(data: Path, tmp_path: Path) -> None:
+    begins = {"json": "{", "graphml": "<graphml", "dot": "digraph causal {", "svg": "<svg", "html": "<!DOCTYPE html>"}
+    for format, start in begins.items():
+        for suffix, options in ((format, []), ("odd", ["--format", format])):
+            file = tmp_path / f"graph.{suffix}"
+            assert run("discover", data, "--out", file, *options)[0] == 0
+            assert file.read_text(encoding="utf-8").startswith(start)
+        assert told("discover", data, "--format", format).startswith(start)
+    frame = tmp_path / "table.parquet"
+    TABLE.to_parquet(frame)
+    assert run("discover", frame) == run("discover", data)
+
+
+def test_probabilities_explanations_and_rules_are_lost_on_the_way(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "rules.json").write_text(
+        '[{"cause": "a", "effect": "b", "strength": 0.6}, {"cause": "c", "effect": "a"}]', encoding="utf-8"
+    )
+    known = tmp_path / "known.toml"
+    known.write_text("tiers = { a = 0, b = 1, c = 2 }\n")
+    asked = ["--bootstrap", 12, "--explain", "--rules", tmp_path / "rules.json", "--knowledge", known]
+    file = tmp_path / "graph.json"
+    code, found = run("discover", data, *asked, "--out", file)
+    assert code == 0
+    assert sorted(found) == ["explanations", "graph", "method", "probabilities", "rules"]
+    assert (found["probabilities"]["kind"], found["probabilities"]["draws"]) == ("rows", 12)
+    by_pair = {tuple(edge["pair"]): edge for edge in found["probabilities"]["edges"]}
+    assert by_pair["a", "b"]["forward"] == by_pair["b", "c"]["forward"] == 1.0
+    assert [e["pair"] for e in found["explanations"]] == [["a", "b"], ["b", "c"], ["a", "c"]]
+    assert all(e["score"] is not None for e in found["explanations"])
+    assert [rule["verdict"] for rule in found["rules"]] == ["supported", "contradicted"]
+    written = json.loads(file.read_text())
+    assert {key: written[key] for key in ("probabilities", "explanations", "rules")} == {
+        key: found[key] for key in ("probabilities", "explanations", "rules")
+    }
+    assert CausalGraph.from_json(written) == CHAIN
+    text = told("discover", data, *asked)
+    assert "a -> b  1.00" in text
+    assert "a -> b, strength 0.6: supported" in text
+    assert "a, c: no edge, because {b} separates them" in text
+    assert "a -> b  1.00" not in told("discover", data)
+    assert run("discover", data, *asked)[1] == found
+    assert run("discover", data, *asked, "--seed", 5)[1]["probabilities"]["draws"] == 12
+    page = tmp_path / "graph.html"
+    assert run("discover", data, *asked, "--out", page)[0] == 0
+    assert "does not vanish given" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--out", "{tmp}/graph.png"], 2, "suffix '.png'; known are .json"),
+        (["--format", "pdf"], 2, "no format 'pdf'"),
+        (["--format", "svg"], 2, "Give --out FILE"),
+        (["--features", "wavelets"], 2, "no feature map 'wavelets'. The feature maps are identity"),
+        (["--bootstrap", "0"], 2, "--bootstrap 0 must lie in [1, 100000]"),
+        (["--rules", "{tmp}/none.json"], 10, "cannot be read"),
+        (["--rules", "{object}"], 10, "no list of rules"),
+        (["--rules", "{ghost}"], 2, "The rules name ghost"),
+        (["--rules", "{strong}"], 10, "strength of a -> b is 7"),
+        (["--knowledge", "{clash}"], 10, "contradicts itself"),
+        (["--knowledge", "{cycle}"], 10, "cycle"),
+        (["--knowledge", "{tiers}"], 10, "contradicts itself"),
+        (["--knowledge", "{unknown}"], 10, "unknown variables ['ghost']"),
+        (["--knowledge", "{odd}"], 10, "unknown keys ['require']"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_option_of_discover_is_passed_over(
+    arguments: list[str], code: int, said: str, data: Path, tmp_path: Path
+) -> None:
+    files = {
+        "object": "{}",
+        "ghost": '[{"cause": "ghost", "effect": "a"}]',
+        "strong": '[{"cause": "a", "effect": "b", "strength": 7}]',
+        "clash": 'required = [["a", "b"]]\nforbidden = [["a", "b"]]\n',
+        "cycle": 'required = [["a", "b"], ["b", "c"], ["c", "a"]]\n',
+        "tiers": 'required = [["a", "b"]]\ntiers = { a = 2, b = 1 }\n',
+        "unknown": "tiers = { ghost = 1 }\n",
+        "odd": 'require = [["a", "b"]]\n',
+    }
+    places: dict[str, Any] = {"tmp": tmp_path}
+    for name, text in files.items():
+        places[name] = tmp_path / name
+        places[name].write_text(text)
+    found, error = run("discover", data, *(argument.format(**places) for argument in arguments))
+    assert (found, error["exit_code"]) == (code, code), error
+    assert said in " ".join([error["message"], *error["problems"]])

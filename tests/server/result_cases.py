@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from causaldao.models.graph import CausalGraph
-from causaldao.server import picture
+from causaldao.pictures import svg as picture
 
 HOSTILE = "<script>alert('x')</script>\"&"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -18,7 +18,16 @@ from causaldao.signing import SigningKey
 from causaldao.simulations.federation import simulate
 from tests.simulations import small
 
-FILES = {"result.json", "graph.json", "graph.svg", "model.safetensors", "ledger.bundle", "policy", "report.html"}
+FILES = {
+    "result.json",
+    "graph.json",
+    "graph.svg",
+    "graph.html",
+    "model.safetensors",
+    "ledger.bundle",
+    "policy",
+    "report.html",
+}
 
 
 @dataclass
@@ -96,3 +105,19 @@ def test_a_file_that_is_there_stays_half_written(tmp_path: Path) -> None:
     write_text(tmp_path / "note", "new")
     assert (tmp_path / "note").read_text() == "new\n"
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_the_graph_to_explore_tells_other_votes_than_the_result(closed: Closed) -> None:
+    result = json.loads((closed.folder / "result.json").read_text())
+    text = (closed.folder / "graph.html").read_text(encoding="utf-8")
+    data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+    marks = {frozenset(mark["nodes"]): mark for mark in result["marks"] if mark["kind"] == "adjacency"}
+    assert len(data["edges"]) >= 2
+    for edge in data["edges"]:
+        mark, said = marks[frozenset((edge["from"], edge["to"]))], edge["votes"]["members"]
+        # a member who cast no ballot counts as one who cannot tell, and is not named
+        assert (len(said["support"]), len(said["oppose"])) == (mark["support"], mark["oppose"])
+        assert len(said["abstain"]) <= mark["abstain"]
+        assert {name for names in said.values() for name in names} <= set(small.SETTING.names)
+    assert '<a href="graph.html">' in (closed.folder / "report.html").read_text()
+    assert '<a href="report.html">' in text

@@ -266,3 +266,15 @@ def test_eight_institutions_contradict_one_table() -> None:
     quiet = honest["lies"]["quiet"]
     assert quiet["caught"] == 0
     assert quiet["worst_covers"] == 1
+
+
+def test_shares_of_draws_are_counted_in_two_bins_or_in_none() -> None:
+    found = run("edge-probabilities", method="pc", models=2, draws=5, records=200)
+    assert sum(row["count"] for row in found["adjacent"]) == 2 * 45
+    assert sum(row["count"] for row in found["directed"]) == 2 * 90
+    for row in found["adjacent"]:
+        if row["count"]:
+            assert row["above"] <= row["mean_share"] <= row["up_to"]
+            assert 0 <= row["real"] <= 1
+    with pytest.raises(MisuseError, match="parametric or rows"):
+        run("edge-probabilities", kind="both")

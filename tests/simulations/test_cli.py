@@ -82,7 +82,7 @@ def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_its_files_and_a_verifiable_bundle(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names >= {
-        "result.json", "graph.json", "graph.svg", "ledger.db", "ledger.bundle", "policy", "report.html",
+        "result.json", "graph.json", "graph.svg", "graph.html", "ledger.db", "ledger.bundle", "policy", "report.html",
         "nodes",
     }  # fmt: skip
     assert not [name for name in names if name.endswith(".tmp")]

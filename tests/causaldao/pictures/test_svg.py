@@ -9,7 +9,7 @@ import pytest
 
 from causaldao.errors import ConfigurationError
 from causaldao.models.graph import CausalGraph
-from causaldao.server import picture
+from causaldao.pictures import svg as picture
 from tests.server.result_cases import DIRECTED, HOSTILE, NODES, SVG, UNDIRECTED, a_graph, a_mark, a_pattern, a_result
 
 
@@ -112,3 +112,14 @@ def test_a_vote_on_an_unknown_variable_is_dropped_in_silence() -> None:
         picture.draw(a_pattern(), [a_mark("visits", "ghost")])
     with pytest.raises(ConfigurationError, match="no variable 'ghost'"):
         picture.draw(a_pattern(), [], outcome="ghost")
+
+
+def test_a_share_of_draws_is_taken_for_votes_or_lost() -> None:
+    graph = CausalGraph.dag([("a", "b"), ("b", "c")])
+    svg = picture.draw(graph, [], shares={frozenset("ab"): 0.97})
+    assert "0.97" in texts(svg)
+    assert any(text.startswith("0.97: share of the draws") for text in texts(svg))
+    assert "a → b (0.97 of the draws); b → c" in svg
+    voted = picture.draw(graph, [a_mark("a", "b")], shares={frozenset("ab"): 0.97})
+    assert "8/10" in texts(voted)
+    assert "0.97" not in texts(voted)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from math import isqrt
+from types import MappingProxyType
 from typing import Any
 from unicodedata import east_asian_width
 
@@ -60,6 +61,7 @@ class _Link:
     mark: Mapping[str, Any] | None  # the votes on the adjacency, if there were any
     contested: bool
     struck: bool = False  # no longer in the graph: too many opposed it
+    share: float | None = None  # of the draws of a bootstrap that have the link
 
 
 @dataclass(frozen=True)
@@ -86,27 +88,72 @@ def draw(
     *,
     treatment: str | None = None,
     outcome: str | None = None,
+    shares: Mapping[frozenset[str], float] = MappingProxyType({}),
 ) -> str:
     """Return `pattern` as the text of an SVG document; the same arguments give the same text.
 
     `marks` are the votes as `result.json` holds them: `kind`, `nodes`, `support`, `oppose`, `abstain`,
     `status`. A link is labelled "support/eligible". Contested marks are dashed and in another colour; a
     contested adjacency that is not in `pattern` was struck and is dotted; contested colliders are named
-    below the graph. `treatment` and `outcome` get a colour and a word. Names are escaped. Meant for up to
+    below the graph. `shares` are those of the draws of a bootstrap in which a pair is linked; a link without votes is
+    labelled with its own. `treatment` and `outcome` get a colour and a word. Names are escaped. Meant for up to
     about twenty variables.
 
     Raises:
         ConfigurationError: a mark, the treatment or the outcome names a variable that `pattern` lacks.
     """
+    links, plan, roles = _planned(pattern, marks, treatment, outcome)
+    links = [replace(link, share=shares.get(frozenset((link.upper, link.lower)))) for link in links]
+    curves = _curves(links, plan)
+    colliders = [m for m in marks if m["kind"] == "collider" and m["status"] == "contested"]
+    return _document(pattern, links, plan, curves, roles, colliders)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The box of a variable: its middle (x, y), its width and height, in pixels."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def places(
+    pattern: CausalGraph,
+    marks: Sequence[Mapping[str, Any]],
+    *,
+    treatment: str | None = None,
+    outcome: str | None = None,
+) -> tuple[dict[str, Place], dict[frozenset[str], list[tuple[str, float, float]]]]:
+    """Where `draw` puts each variable, and, for each link that passes others, the points it goes through, downwards.
+
+    A point is (upper end of its link, x, y). Raises as `draw` does.
+    """
+    links, plan, _ = _planned(pattern, marks, treatment, outcome)
+    middle = [top + plan.height / 2 for top in plan.top]
+    boxes = {n: Place(plan.x[n], middle[plan.rank[n]], plan.width[n], plan.height) for n in pattern.nodes}
+    bends: dict[frozenset[str], list[tuple[str, float, float]]] = {}
+    for index, link in enumerate(links):
+        lanes = _chain(index, link, plan.rank)[1:-1]
+        reach = plan.height / 2 + 5  # upright from above a rank to below it, so that no corner of a box is cut
+        passed = [(plan.x[lane], middle[lane[1]]) for lane in lanes if isinstance(lane, tuple)]
+        points = [(link.upper, x, y + way) for x, y in passed for way in (-reach, reach)]
+        if points:
+            bends[frozenset((link.upper, link.lower))] = points
+    return boxes, bends
+
+
+def _planned(
+    pattern: CausalGraph, marks: Sequence[Mapping[str, Any]], treatment: str | None, outcome: str | None
+) -> tuple[list[_Link], _Plan, dict[str, str]]:
+    """The links, where everything stands, and the roles of treatment and outcome."""
     roles = {name: role for name, role in ((treatment, "treatment"), (outcome, "outcome")) if name is not None}
     named = {name for mark in marks for name in mark["nodes"]} | set(roles)
     if unknown := sorted(named - set(pattern.nodes)):
         raise ConfigurationError(f"The graph has no variable {', '.join(map(repr, unknown))}: it cannot be drawn.")
     links = _links(pattern, marks, treatment, outcome)
-    plan = _plan(pattern.nodes, links, roles)
-    curves = _curves(links, plan)
-    colliders = [m for m in marks if m["kind"] == "collider" and m["status"] == "contested"]
-    return _document(pattern, links, plan, curves, roles, colliders)
+    return links, _plan(pattern.nodes, links, roles), roles
 
 
 def _links(
@@ -166,7 +213,7 @@ def _plan(nodes: Sequence[str], links: Sequence[_Link], roles: Mapping[str, str]
         segments += pairwise(chain)
         for lane in chain[1:-1]:
             rows[lane[1] if isinstance(lane, tuple) else rank[lane]].append(lane)
-    lines = {name: _wrapped(name) for name in nodes}
+    lines = {name: wrapped(name) for name in nodes}
     ends = Counter(link.upper for link in links), Counter(link.lower for link in links)
     ports = {name: max(end[name] for end in ends) for name in nodes}
     width = {n: max(92.0, max(map(_breadth, lines[n])) + 22, 12.0 * ports[n] + 16) for n in nodes}
@@ -354,7 +401,7 @@ def _labels(links: Sequence[_Link], curves: Sequence[Sequence[tuple[_Point, _Poi
     places: list[_Point | None] = []
     dots = [[_at(span, t / 16) for span in spans for t in range(17)] for spans in curves]
     for index, link in enumerate(links):
-        if link.mark is None or any(link.mark is other.mark for other in links[:index]):
+        if not _votes(link) or (link.mark and any(link.mark is other.mark for other in links[:index])):
             places.append(None)
             continue
         others = [dot for i, line in enumerate(dots) if i != index for dot in line]
@@ -450,7 +497,7 @@ def _voted(link: _Link, at: _Point) -> str:
 
 def _boxed(name: str, box: _Rect, role: str | None) -> str:
     x, y, w, h = box
-    lines = _wrapped(name)
+    lines = wrapped(name)
     first = y + h / 2 - _LINE * (len(lines) - 1 + 0.8 * (role is not None)) / 2 + 4.5
     texts = [
         f'<text class="cg-name" x="{x + w / 2:.1f}" y="{first + i * _LINE:.1f}">{_safe(line)}</text>'
@@ -499,6 +546,8 @@ def _keys(links: Sequence[_Link]) -> Iterator[tuple[_Link | None, str]]:
         yield replace(plain, contested=True, struck=True), "struck: too many opposed"
     if any(link.mark is not None for link in links):
         yield None, "8/10: members whose evidence supports the link / members asked"
+    if any(link.mark is None and link.share is not None for link in links):
+        yield None, "0.97: share of the draws of the evidence in which the two are linked"
 
 
 def _key(sample: _Link | None, words: str, x: float, y: float) -> str:
@@ -523,7 +572,9 @@ def _sentence(link: _Link) -> str:
     words = f"{link.upper} {joint} {link.lower}"
     if link.struck:
         words = f"{link.upper} and {link.lower}: struck"
-    return f"{words} ({_tally(link.mark)})" if link.mark is not None else words
+    if link.mark is not None:
+        return f"{words} ({_tally(link.mark)})"
+    return words if link.share is None else f"{words} ({_votes(link)} of the draws)"
 
 
 def _contest(mark: Mapping[str, Any]) -> str:
@@ -536,11 +587,13 @@ def _tally(mark: Mapping[str, Any]) -> str:
 
 
 def _votes(link: _Link) -> str:
-    mark = link.mark or {}
-    return f"{mark['support']}/{mark['support'] + mark['oppose'] + mark['abstain']}"
+    """The label of a link: its votes, else its share of the draws, else nothing."""
+    if link.mark is None:
+        return "" if link.share is None else f"{link.share:.2f}"
+    return f"{link.mark['support']}/{link.mark['support'] + link.mark['oppose'] + link.mark['abstain']}"
 
 
-def _wrapped(name: str) -> list[str]:
+def wrapped(name: str) -> list[str]:
     """`name` on one or two lines of at most 16 characters, broken where a word ends if it can be."""
     if len(name) <= 14:
         return [name]

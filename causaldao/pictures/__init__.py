@@ -1,0 +1,1 @@
+"""A causal graph for people and for other programs: SVG, an interactive page, DOT, GraphML."""

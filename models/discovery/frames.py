@@ -1,0 +1,43 @@
+"""From a table to evidence: the feature maps that are known by name.
+
+A feature map takes the table, a row for each record, and options of its own, and returns evidence; adding one is one
+line of `FEATURES`. Which methods can read its evidence is for the methods to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any
+
+import pandas as pd
+
+from causaldao.errors import MisuseError
+from causaldao.models.discovery.evidence import Evidence
+
+
+def identity(frame: pd.DataFrame) -> Evidence:
+    """The second moments of the columns as they are, standardised: what linear mechanisms need."""
+    return Evidence.from_data(frame)
+
+
+FEATURES: Mapping[str, Callable[..., Any]] = {"identity": identity}
+
+
+def evidence_of(data: Any, features: str = "identity", **options: Any) -> Any:
+    """The evidence of a table by the feature map of that name; evidence itself is returned as it is.
+
+    Raises:
+        MisuseError: no feature map or option of that name, or evidence with another map than the one it was made by.
+        DataError: the map cannot take the table.
+    """
+    if features not in FEATURES:
+        raise MisuseError(f"There is no feature map {features!r}. The feature maps are {', '.join(FEATURES)}.")
+    choices = list(signature(FEATURES[features]).parameters)[1:]
+    if unknown := sorted(set(options) - set(choices)):
+        raise MisuseError(f"{features} has no options {unknown}. Its options are {', '.join(choices) or 'none'}.")
+    if isinstance(data, pd.DataFrame):
+        return FEATURES[features](data, **options)
+    if features != "identity":
+        raise MisuseError(f"features is {features!r}, but evidence has its feature map already. Give the table.")
+    return data
