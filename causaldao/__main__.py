@@ -45,7 +45,7 @@ COMMANDS = {
     "doctor": ("causaldao.doctor", "doctor_app", "What stands in the way of running here, and what to do about it."),
     "ledger": ("causaldao.ledger.cli", "app", "Verify, show, export and watch a ledger; fetch and check receipts."),
     "audit": ("causaldao.cli", "audit_app", "Recompute every decision in a bundle; name what does not follow."),
-    "discover": ("causaldao.client.questions", "discover_app", "Find a causal graph in one table."),
+    "discover": ("causaldao.client.discovery", "discover_app", "Find a causal graph in one table."),
     "identify": ("causaldao.models.cli", "identify_app", "Say whether a graph settles an effect, and by what formula."),
     "effect": ("causaldao.client.effects", "effect_app", "Estimate the average effect of a treatment."),
     "do": ("causaldao.client.questions", "do_app", "Ask a run's model what happens under an intervention."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from causaldao.client.questions import read_json, read_table
+from causaldao.client.inputs import read_json, read_table
 from causaldao.console import command
 from causaldao.errors import MisuseError
 from causaldao.models.cli import read_graph

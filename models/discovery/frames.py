@@ -14,6 +14,8 @@ import pandas as pd
 
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.features import FeatureMap, from_data, variables_of
+from causaldao.models.discovery.tables import LocalTables
 
 
 def identity(frame: pd.DataFrame) -> Evidence:
@@ -21,7 +23,25 @@ def identity(frame: pd.DataFrame) -> Evidence:
     return Evidence.from_data(frame)
 
 
-FEATURES: Mapping[str, Callable[..., Any]] = {"identity": identity}
+def one_hot(frame: pd.DataFrame) -> Evidence:
+    """Numbers standardised, text as an indicator of each level but one: what linear mechanisms of levels need."""
+    return from_data(frame, FeatureMap(variables_of(frame), "one-hot"))
+
+
+def fourier(frame: pd.DataFrame) -> Evidence:
+    """Random Fourier features of the numbers, indicators of the levels: for curved mechanisms."""
+    return from_data(frame, FeatureMap(variables_of(frame), "fourier"))
+
+
+def table(frame: pd.DataFrame, bins: int = 4) -> LocalTables:
+    """The counts of levels; text and codes are levels as they are, other numbers are cut at their quantiles."""
+    levels = {name: frame[name].astype("category") for name in frame.columns if frame[name].dtype.kind not in "biuf"}
+    return LocalTables.from_data(frame.assign(**levels), bins=bins)
+
+
+FEATURES: Mapping[str, Callable[..., Any]] = {
+    "identity": identity, "one-hot": one_hot, "fourier": fourier, "table": table,
+}  # fmt: skip
 
 
 def evidence_of(data: Any, features: str = "identity", **options: Any) -> Any:

@@ -8,10 +8,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import causaldao
 from causaldao.__main__ import app
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
@@ -398,13 +401,35 @@ def test_probabilities_explanations_and_rules_are_lost_on_the_way(data: Path, tm
     assert "does not vanish given" in page.read_text(encoding="utf-8")
 
 
+def test_a_feature_map_of_the_command_line_reads_another_table_than_python_does(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=600)
+    level = np.where(low + rng.normal(size=600) > 0, "high", "low")
+    frame = pd.DataFrame({"x": low, "level": level, "y": (level == "high") * 2.0 + rng.normal(size=600)})
+    file = tmp_path / "levels.csv"
+    frame.to_csv(file, index=False)
+    assert run("discover", file)[0] == 11  # text is no number
+    for features in ("one-hot", "fourier", "table"):
+        code, found = run("discover", file, "--features", features, "--method", "pc", "--bootstrap", 3)
+        assert code == 0
+        graph = causaldao.discover(pd.read_csv(file), "pc", features=features)
+        assert CausalGraph.from_json(found["graph"]) == graph
+        assert graph.skeleton() == {("level", "x"), ("level", "y")}
+        assert found["probabilities"]["draws"] == 3
+    assert run("discover", file, "--features", "table", "--explain")[0] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["--out", "{tmp}/graph.png"], 2, "suffix '.png'; known are .json"),
         (["--format", "pdf"], 2, "no format 'pdf'"),
         (["--format", "svg"], 2, "Give --out FILE"),
-        (["--features", "wavelets"], 2, "no feature map 'wavelets'. The feature maps are identity"),
+        (
+            ["--features", "wavelets"],
+            2,
+            "maps are identity, one-hot, fourier, table",
+        ),
         (["--bootstrap", "0"], 2, "--bootstrap 0 must lie in [1, 100000]"),
         (["--rules", "{tmp}/none.json"], 10, "cannot be read"),
         (["--rules", "{object}"], 10, "no list of rules"),
