@@ -23,7 +23,7 @@ from causaldao.models.effects import Effect, average_effect, doubted, effect_set
 from causaldao.models.graph import CausalGraph
 from causaldao.models.scm import LinearSCM, NeuralSCM
 from causaldao.optimisers import FedAdam
-from causaldao.pool import Pool, Question, Settings, pool
+from causaldao.pool import RULES, Pool, Question, Settings, pool
 from causaldao.signing import Tensors, canonical, digest, sha256
 from causaldao.study import EffectSpec, Study
 
@@ -69,7 +69,8 @@ def least_members(study: Study) -> int:
 def _rules(study: Study) -> tuple[str, ...]:
     """The rules that the study uses: that of the updates only if there are any."""
     spec = study.aggregation
-    return tuple(dict.fromkeys((spec.pool, spec.rule) if study.training.rounds else (spec.pool,)))
+    pool = RULES[spec.pool]
+    return tuple(dict.fromkeys((pool, spec.rule) if study.training.rounds else (pool,)))
 
 
 def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
@@ -102,7 +103,7 @@ def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
 def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) -> Pool:
     """Pool the evidence of those of ``members`` who gave it, by the study's rule, fault bound, clamp and level."""
     settings = Settings(
-        faulty=faults_left(study.aggregation.pool, members, study.consensus.faulty, len(evidence)),
+        faulty=faults_left(RULES[study.aggregation.pool], members, study.consensus.faulty, len(evidence)),
         rule=study.aggregation.pool,
         rows=(study.members.n_min, study.members.n_max),
         level=study.consensus.level,

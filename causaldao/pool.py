@@ -38,7 +38,8 @@ from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.effects import influence
 from causaldao.sieve import sieve
 
-RULES = ("multi-krum", "mean", "sieve")
+# each rule beside the one of the updates that has its bound on n and f
+RULES = {"multi-krum": "multi-krum", "mean": "mean", "sieve": "multi-krum"}
 _WEIGHT_CAP = 2.0  # times the median: a large site helps, but does not decide
 
 
@@ -121,7 +122,7 @@ def pool(evidence: Mapping[str, Evidence], settings: Settings) -> Pool:
         raise MisuseError(f"There is no pool rule {settings.rule!r}; choose one of {', '.join(RULES)}.")
     robust = settings.rule != "mean"
     if robust:
-        require("multi-krum", len(names), settings.faulty)
+        require(RULES[settings.rule], len(names), settings.faulty)
     sites = _Sites.of([evidence[name] for name in names], settings.rows)
     scores = krum_scores(sites.distances(), settings.faulty) if len(names) > 2 else torch.zeros(len(names))
     keep = _smallest(scores, len(names) - settings.faulty) if robust else list(range(len(names)))

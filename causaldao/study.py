@@ -113,7 +113,7 @@ class AggregationSpec(_Table):
     """
 
     rule: Annotated[str, Field(min_length=1, max_length=64)] = "arc+caf"
-    pool: Literal["multi-krum", "mean"] = "multi-krum"
+    pool: Literal["multi-krum", "mean", "sieve"] = "multi-krum"
     optimiser: Annotated[str, Field(min_length=1, max_length=64)] = "fedavg"
     rate: Annotated[float, Field(gt=0, le=10)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -441,3 +441,17 @@ def test_a_study_by_another_method_proposes_what_its_pool_does_not_show_or_canno
     assert small.audited(out).faults == []
     found = CausalGraph.from_json(result["graph"]["pattern"])
     assert found.skeleton() == discover(Evidence.from_data(table), method).skeleton()
+
+
+def test_a_study_pools_by_the_sieve_and_loses_an_honest_member_keeps_a_liar_or_cannot_be_audited(
+    tmp_path: Path,
+) -> None:
+    asked = small.study(rounds=0, aggregation={"pool": "sieve"})
+    honest, forged = tmp_path / "honest", tmp_path / "forged"
+    table = small.table()
+    kept = simulate(asked, table, honest, small.SETTING)["pool"]
+    assert (kept["rule"], kept["excluded"], kept["accused"]) == ("sieve", [], [])
+    found = simulate(asked, table, forged, Setting(small.MEMBERS, 2, "forge", 0))
+    assert found["simulation"]["liars"] == found["pool"]["excluded"]
+    for out in (honest, forged):
+        assert small.audited(out).faults == []
