@@ -8,7 +8,7 @@ its class.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -128,6 +128,12 @@ def extensions(graph: CausalGraph, limit: int) -> tuple[CausalGraph, ...]:
             lines = now.undirected - {(a, b)}
             waiting.append(meek(CausalGraph.cpdag({*now.directed, pair}, lines, graph.nodes)))
     return tuple(found)
+
+
+def f1(found: Set[Hashable], true: Set[Hashable]) -> float:
+    """Twice what both hold over what each holds: of edges found and true; 1 where there is nothing to find."""
+    both = len(found) + len(true)
+    return 2 * len(found & true) / both if both else 1.0
 
 
 def shd(a: CausalGraph, b: CausalGraph) -> int:

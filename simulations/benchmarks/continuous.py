@@ -24,6 +24,7 @@ from causaldao.errors import MisuseError
 from causaldao.models.discovery import search
 from causaldao.models.discovery.evidence import Evidence, Floats
 from causaldao.models.graph import Pair
+from causaldao.models.pattern import f1
 
 RECORDS, DEGREE, WEIGHTS = 1000, 4.0, (0.5, 2.0)
 REMEDY = "not installed: pip install gcastle==1.0.4"
@@ -76,7 +77,7 @@ def _ours(frame: pd.DataFrame, truth: frozenset[Pair], method: str, options: dic
     found = search(Evidence.from_data(frame), method, **options)
     seconds = time.process_time() - began
     edges = frozenset(found.weights) or found.graph.directed
-    return {"directed_f1": _f1(edges, truth), "varsortability": found.varsortability, "seconds": seconds}
+    return {"directed_f1": f1(edges, truth), "varsortability": found.varsortability, "seconds": seconds}
 
 
 def _theirs(learn: Callable[[Floats], Floats], frame: pd.DataFrame, truth: frozenset[Pair]) -> dict[str, float | None]:
@@ -86,7 +87,7 @@ def _theirs(learn: Callable[[Floats], Floats], frame: pd.DataFrame, truth: froze
     seconds = time.process_time() - began
     names = list(frame.columns)
     edges = frozenset((names[i], names[j]) for i, j in zip(*np.nonzero(matrix), strict=True))
-    return {"directed_f1": _f1(edges, truth), "varsortability": None, "seconds": seconds}
+    return {"directed_f1": f1(edges, truth), "varsortability": None, "seconds": seconds}
 
 
 def _gcastle() -> Callable[[Floats], Floats] | None:
@@ -101,11 +102,6 @@ def _gcastle() -> Callable[[Floats], Floats] | None:
         return np.asarray(model.causal_matrix, dtype=np.float64)
 
     return learn
-
-
-def _f1(edges: frozenset[Pair], truth: frozenset[Pair]) -> float:
-    both = len(edges) + len(truth)
-    return 2 * len(edges & truth) / both if both else 1.0
 
 
 def _means(runs: list[dict[str, float | None]]) -> dict[str, float | None]:

@@ -42,7 +42,7 @@ from causaldao.models.discovery.clipping import restoration, restored
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import ARROW, TAIL, Edge
 from causaldao.models.knowledge import NONE
-from causaldao.models.pattern import cpdag_of
+from causaldao.models.pattern import cpdag_of, f1
 from causaldao.pool import Pool, Settings, pool
 from causaldao.simulations.benchmarks.federated_sachs import sachs
 from causaldao.simulations.benchmarks.federated_tables import chart, markdown
@@ -306,8 +306,8 @@ def _scores(found: Edges, truth: Edges) -> dict[str, float]:
     differ = {(min(e.a, e.b), max(e.a, e.b)) for e in found ^ truth}
     return {
         "shd": float(len(differ)),
-        "moral_f1": _f1(_moral(found), _moral(truth)),
-        "skeleton_f1": _f1({frozenset((e.a, e.b)) for e in found}, {frozenset((e.a, e.b)) for e in truth}),
+        "moral_f1": f1(_moral(found), _moral(truth)),
+        "skeleton_f1": f1({frozenset((e.a, e.b)) for e in found}, {frozenset((e.a, e.b)) for e in truth}),
     }
 
 
@@ -320,10 +320,6 @@ def _moral(edges: Edges) -> set[frozenset[str]]:
             causes.setdefault(edge.b, set()).add(edge.a)
     married = {frozenset(pair) for those in causes.values() for pair in combinations(sorted(those), 2)}
     return married | {frozenset((edge.a, edge.b)) for edge in edges}
-
-
-def _f1(found: set[frozenset[str]], true: set[frozenset[str]]) -> float:
-    return 2 * len(found & true) / max(1, len(found) + len(true))
 
 
 def _described(setting: Setting, found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:

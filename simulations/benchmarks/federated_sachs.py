@@ -22,6 +22,7 @@ from causaldao.models.discovery import search
 from causaldao.models.discovery.evidence import Dictionary, Evidence, Variable
 from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE
+from causaldao.models.pattern import f1
 from causaldao.pool import Settings, pool
 
 CONDITIONS = {
@@ -98,4 +99,4 @@ def _centred(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _skeleton_f1(graph: CausalGraph) -> float:
     found, true = {frozenset(pair) for pair in graph.skeleton()}, {frozenset(edge.split()) for edge in NETWORK}
-    return 2 * len(found & true) / (len(found) + len(true))
+    return f1(found, true)

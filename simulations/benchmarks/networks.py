@@ -37,7 +37,7 @@ from causaldao.errors import MisuseError
 from causaldao.models.discovery import LocalTables, discover
 from causaldao.models.discovery.skeleton import Answer, CountTests, Oracle, stable_skeleton
 from causaldao.models.graph import ARROW, TAIL, CausalGraph, Pair
-from causaldao.models.pattern import cpdag_of, shd
+from causaldao.models.pattern import cpdag_of, f1, shd
 
 ALPHA = 0.01
 OURS: dict[str, dict[str, Any]] = {"pc": {"alpha": ALPHA}, "ges": {}, "boss": {}}
@@ -153,9 +153,7 @@ def _read(marks: Any, labels: list[str]) -> CausalGraph:
 
 
 def _judged(graph: CausalGraph, truth: CausalGraph) -> dict[str, float]:
-    ours, true = graph.skeleton(), truth.skeleton()
-    both = len(ours) + len(true)
-    return {"skeleton_f1": 2 * len(ours & true) / both if both else 1.0, "shd": shd(graph, truth)}
+    return {"skeleton_f1": f1(graph.skeleton(), truth.skeleton()), "shd": shd(graph, truth)}
 
 
 def _summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

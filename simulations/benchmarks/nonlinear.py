@@ -35,6 +35,7 @@ from causaldao.models.discovery import discover
 from causaldao.models.discovery.evidence import Dictionary, Evidence, FeatureRows, Floats, Variable
 from causaldao.models.discovery.features import FeatureMap, from_data, variables_of
 from causaldao.models.graph import CausalGraph
+from causaldao.models.pattern import f1
 
 METHODS: Mapping[str, dict[str, Any]] = {"pc": {"alpha": 0.01}, "boss": {"restarts": 3}, "ges": {}}
 _UNITS = 100
@@ -81,7 +82,7 @@ def _part(
 def _scored(found: frozenset[tuple[str, str]], truth: frozenset[tuple[str, str]]) -> dict[str, float]:
     right = len(found & truth)
     return {
-        "f1": 2 * right / max(len(found) + len(truth), 1),
+        "f1": f1(found, truth),
         "precision": right / max(len(found), 1),
         "recall": right / max(len(truth), 1),
     }

@@ -1,12 +1,14 @@
-"""What the tests of score-based methods share."""
+"""What the tests of methods share: which scores and which tests a search asked for."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
 
 from causaldao.models.discovery.score import Score, members_of
+from causaldao.models.discovery.skeleton import PartialCorrelations, Question
 
 
 @pytest.fixture
@@ -20,4 +22,19 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
         return given(self, j, parents, columns)
 
     monkeypatch.setattr(Score, "_given", spy)
+    return seen
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+    """Every test that a search runs, as ((a, b), S)."""
+    seen: list[Question] = []
+    statistics = PartialCorrelations.statistics
+
+    def spy(self: Any, rows: torch.Tensor) -> torch.Tensor:
+        for a, b, *given in rows.tolist():
+            seen.append(((self.names[a], self.names[b]), tuple(self.names[c] for c in given)))
+        return statistics(self, rows)
+
+    monkeypatch.setattr(PartialCorrelations, "statistics", spy)
     return seen

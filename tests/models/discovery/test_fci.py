@@ -17,7 +17,7 @@ from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.discovery import discover
 from causaldao.models.discovery.evidence import Evidence, partial
 from causaldao.models.discovery.fci import _search, _search_fast, fci, rfci
-from causaldao.models.discovery.skeleton import Answer, Oracle, PartialCorrelations, Question
+from causaldao.models.discovery.skeleton import Answer, Oracle, Question
 from causaldao.models.graph import ARROW, TAIL, CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.simulations.benchmarks import causal_learn as peer
@@ -258,21 +258,6 @@ def test_the_order_of_columns_does_not_matter(method: Any) -> None:
         found = method(Evidence.from_data(mixed))
         assert found == method(Evidence.from_data(frame))
         assert found.graph.nodes == tuple(mixed.columns)
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
-    """Every test that a search runs, as ((a, b), S)."""
-    seen: list[Question] = []
-    statistics = PartialCorrelations.statistics
-
-    def spy(self: Any, rows: torch.Tensor) -> torch.Tensor:
-        for a, b, *given in rows.tolist():
-            seen.append(((self.names[a], self.names[b]), tuple(self.names[c] for c in given)))
-        return statistics(self, rows)
-
-    monkeypatch.setattr(PartialCorrelations, "statistics", spy)
-    return seen
 
 
 @pytest.mark.parametrize("method", [fci, rfci])

@@ -28,21 +28,6 @@ with warnings.catch_warnings():
 Asked = list[tuple[Pair, tuple[str, ...]]]
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """Every test that a search runs, as ((a, b), S)."""
-    seen: Asked = []
-    statistics = PartialCorrelations.statistics
-
-    def spy(self: Any, rows: torch.Tensor) -> torch.Tensor:
-        for a, b, *given in rows.tolist():
-            seen.append(((self.names[a], self.names[b]), tuple(self.names[c] for c in given)))
-        return statistics(self, rows)
-
-    monkeypatch.setattr(PartialCorrelations, "statistics", spy)
-    return seen
-
-
 def _case(seed: int, n: int = 1000) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     return sample(rng, weights(rng, int(rng.integers(5, 16)), degree=2.5, low=0.3, high=1.0), n)
