@@ -138,8 +138,10 @@ def _check(rule: CausalRule, evidence: Evidence, graph: CausalGraph, level: floa
     except DataError as error:
         text = _worded(rule, "no power", error.message)
         return RuleCheck(rule, "no power", adjacent, ancestor, None, (), (), text)
-    judge = _of_effect if rule.strength else _of_none
-    verdict, why = judge(rule, adjacent, ancestor, total, direct)
+    if rule.strength:
+        verdict, why = _of_effect(rule, ancestor, total, direct)
+    else:
+        verdict, why = _of_none(adjacent, ancestor, direct)
     agreeing = [effect for effect in (*total, *direct) if effect.sign * rule.strength > 0]
     size = _size(rule, agreeing) if verdict == "supported" and rule.strength else None
     if size in ("weaker", "stronger"):
@@ -182,11 +184,7 @@ def _distinct(effects: Iterable[StandardEffect | None]) -> Iterator[StandardEffe
 
 
 def _of_effect(
-    rule: CausalRule,
-    adjacent: bool,
-    ancestor: Answer,
-    total: tuple[StandardEffect, ...],
-    direct: tuple[StandardEffect, ...],
+    rule: CausalRule, ancestor: Answer, total: tuple[StandardEffect, ...], direct: tuple[StandardEffect, ...]
 ) -> tuple[Verdict, str]:
     side = 1 if rule.strength > 0 else -1
     half = abs(rule.strength) / 2
@@ -204,13 +202,7 @@ def _of_effect(
     return "no power", f"the intervals hold both zero and half its strength or more: {figures}"
 
 
-def _of_none(
-    rule: CausalRule,
-    adjacent: bool,
-    ancestor: Answer,
-    total: tuple[StandardEffect, ...],
-    direct: tuple[StandardEffect, ...],
-) -> tuple[Verdict, str]:
+def _of_none(adjacent: bool, ancestor: Answer, direct: tuple[StandardEffect, ...]) -> tuple[Verdict, str]:
     figures = " or ".join(map(str, direct))
     if direct and all(effect.sign for effect in direct) and ancestor == "yes":
         return "contradicted", f"there is a direct effect: {figures}"

@@ -30,7 +30,8 @@ def read_model(path: str | PathLike[str]) -> tuple[dict[str, Array], Any]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             description = (file.metadata() or {}).get("model", "")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
         return tensors, json.loads(description)
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"Couldn't read a model from {path}: {error}. Expected what save() writes.") from error

@@ -81,6 +81,6 @@ def restored(evidence: Evidence, grow: Tensor) -> Evidence:
 
 def _squares(d: int) -> Tensor:
     """(2048, d) squares of normal points that fill space evenly, the same everywhere."""
-    engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=0)  # type: ignore[no-untyped-call]  # torch's own
+    engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=0)
     uniform: Tensor = engine.draw(_DRAWS, dtype=torch.float64)
     return torch.erfinv(2 * uniform.clamp(1e-9, 1 - 1e-9) - 1).square() * 2

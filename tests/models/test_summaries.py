@@ -92,7 +92,9 @@ def test_the_estimate_differs_from_one_table_of_all_rows(estimand: Estimand) -> 
         method = {"estimand": "ate", "method": "plm"} if estimand == "plm" else {"estimand": estimand, "method": "aipw"}
         pooled = estimate_effect(pd.concat(tables.values(), ignore_index=True), CONFOUNDED, "t", "y", **method)
         assert abs(estimate - pooled.estimate) < 0.3 * pooled.standard_error
-        spread = math.sqrt(sum((w / weight.sum()) ** 2 * one.variance / one.count for w, one in zip(weight, told)))  # noqa: B905 same length
+        share = weight / weight.sum()
+        variances = [w**2 * one.variance / one.count for w, one in zip(share, told, strict=True)]
+        spread = math.sqrt(sum(variances))
         assert spread == pytest.approx(pooled.standard_error, rel=0.15)
 
 

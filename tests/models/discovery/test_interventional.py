@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,14 @@ import torch
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.discovery.boss import boss
 from causaldao.models.discovery.evidence import Dictionary, Evidence, Variable
-from causaldao.models.discovery.interventional import Environment, environments_of, interventional, score_of
+from causaldao.models.discovery.interventional import (
+    Environment,
+    Kind,
+    Scores,
+    environments_of,
+    interventional,
+    score_of,
+)
 from causaldao.models.discovery.score import PENALTY
 from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
@@ -68,14 +76,14 @@ def _declared(targets: Targets) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_the_population_gives_the_true_interventional_cpdag(kind: str) -> None:
+def test_the_population_gives_the_true_interventional_cpdag(kind: Kind) -> None:
     told = 0
     for seed in range(count(12, 300)):
         rng = np.random.default_rng(seed)
         matrix = weights(rng, int(rng.integers(2, 9)), degree=2.5)
         targets = _singles(rng, len(matrix))
         environments = _populations(matrix, targets, rng, soft=kind == "soft")
-        found = interventional(environments, kind=kind).graph  # type: ignore[arg-type]  # one of the two kinds
+        found = interventional(environments, kind=kind).graph
         assert found == cpdag_of(dag_of(matrix), targets), seed
         told += len(found.directed) - len(cpdag_of(dag_of(matrix)).directed)
     assert told > 0, "interventions that never direct an edge would test nothing"
@@ -111,6 +119,11 @@ def _regressed(table: pd.DataFrame, dag: CausalGraph, targets: dict[str, list[st
     return total - PENALTY * np.log(len(table)) * len(dag.edges)
 
 
+def _total(score: Scores, dag: CausalGraph) -> float:
+    masks = [sum(1 << score.names.index(parent) for parent in dag.parents(name)) for name in score.names]
+    return sum(score.of_parents(j, mask) for j, mask in enumerate(masks))
+
+
 def test_the_score_is_that_of_regressions_on_the_rows_and_hardly_ever_does_another_dag_have_a_better_one() -> None:
     pairs = list(combinations(names(4), 2))
     subsets = [[p for i, p in enumerate(pairs) if mask >> i & 1] for mask in range(1 << len(pairs))]
@@ -122,15 +135,10 @@ def test_the_score_is_that_of_regressions_on_the_rows_and_hardly_ever_does_anoth
         table = _table(weights(rng, 4, 2, low=0.1, high=0.5), targets, 100, rng)
         environments = environments_of(table, "environment", _declared(targets))
         score = score_of(environments, PENALTY, NONE)
-
-        def total(dag: CausalGraph) -> float:
-            masks = [sum(1 << names(4).index(p) for p in dag.parents(n)) for n in names(4)]
-            return sum(score.of_parents(j, mask) for j, mask in enumerate(masks))  # noqa: B023  # called in this turn
-
         found = extension(interventional(environments).graph)
         assert found is not None
-        assert total(found) == pytest.approx(_regressed(table, found, _declared(targets)))
-        missed += total(found) < max(map(total, dags)) - 1e-6
+        assert _total(score, found) == pytest.approx(_regressed(table, found, _declared(targets)))
+        missed += _total(score, found) < max(_total(score, dag) for dag in dags) - 1e-6
     assert missed <= 1 + seeds // 20
 
 
@@ -193,17 +201,19 @@ def test_the_order_of_columns_and_of_environments_does_not_matter() -> None:
 def test_what_cannot_be_used_is_refused() -> None:
     rng = np.random.default_rng(0)
     evidence = population(weights(rng, 3, 2))
+    word: Any = "v01"  # what a caller without types may pass
+    odd: Any = "firm"
     watched, held = Environment(evidence), Environment(evidence, frozenset(["v01"]))
     with pytest.raises(MisuseError, match=r"targets \['zz'\] are no variables"):
         Environment(evidence, frozenset(["zz"]))
     with pytest.raises(MisuseError, match="Give a collection of names"):
-        Environment(evidence, "v01")  # type: ignore[arg-type]  # what a caller without types may pass
+        Environment(evidence, word)
     with pytest.raises(MisuseError, match="v01: a target in every environment"):
         interventional([held, held])
     with pytest.raises(MisuseError, match="without targets beside them"):
         interventional([held, Environment(evidence, frozenset(["v02"]))], kind="soft")
     with pytest.raises(MisuseError, match="kind is 'firm'"):
-        interventional([watched], kind="firm")  # type: ignore[arg-type]  # what a caller without types may pass
+        interventional([watched], kind=odd)
     with pytest.raises(MisuseError, match="no environment"):
         interventional([])
     with pytest.raises(MisuseError, match="penalty -1"):
