@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from causaldao.errors import DataError, MisuseError
+from causaldao.models.design import Column, Design, Node, stack, unstack
 from causaldao.models.graph import CausalGraph
 from causaldao.models.mechanisms import KINDS, Kind, Params, Size, hidden_start, kind
 from causaldao.models.scm import require_dag
-from causaldao.models.structural import Column, Design, Node, StructuralModel, stack, unstack
+from causaldao.models.structural import StructuralModel
 
 _FEWEST = 20  # rows
 _MOST_LEVELS = 50  # of a category; and distinct counts that `kinds_of` still takes for counts

@@ -9,8 +9,9 @@ from itertools import product
 import numpy as np
 import torch
 
+from causaldao.models.design import Column, Node
 from causaldao.models.graph import CausalGraph
-from causaldao.models.structural import Column, Node, StructuralModel
+from causaldao.models.structural import StructuralModel
 
 # z -> x, z -> y, x -> m -> y, y -> w; the columns are not in causal order.
 NAMES = ("y", "m", "x", "w", "z")

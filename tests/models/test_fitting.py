@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from causaldao.errors import DataError, MisuseError
+from causaldao.models.design import Design
 from causaldao.models.fitting import Training, _fit_group, _Task, ensemble, fit, kinds_of, shared_units
 from causaldao.models.graph import CausalGraph
 from causaldao.models.mechanisms import KINDS
-from causaldao.models.structural import Design
 from tests.models.structural_models import GRAPH as LINE
 from tests.models.structural_models import NAMES, SLOPES
 from tests.models.structural_models import line as planted_line
