@@ -222,6 +222,8 @@ def opened(text: str, folder: Path, *, act: str = "") -> dict[str, str]:
     return dict(re.findall(r'data-(\w+)="([^"]*)"', root))
 
 
+in_a_browser = pytest.mark.skipif(browser() is None, reason="no chromium on PATH: apt-get install chromium")
+
 ACT = """
 const root = document.documentElement, details = document.getElementById("details");
 const least = document.getElementById("least"), search = document.getElementById("search");
@@ -248,10 +250,9 @@ root.dataset.reachable = controls.every((control) => control.tabIndex === 0);
 """
 
 
+@in_a_browser
 def test_the_page_does_not_work_in_a_browser(tmp_path: Path) -> None:
     """Drawn under its own policy; then filtered, searched, asked who voted, by keys and clicks, and exported."""
-    if browser() is None:
-        return
     drawn = opened(a_page(), tmp_path)
     assert drawn == {"ready": "8 10", "shown": "10", "found": "0"}
     told = opened(a_page(), tmp_path, act=ACT)
@@ -266,9 +267,8 @@ def test_the_page_does_not_work_in_a_browser(tmp_path: Path) -> None:
     assert "error" not in told
 
 
+@in_a_browser
 def test_a_hostile_name_runs_in_a_browser(tmp_path: Path) -> None:
-    if browser() is None:
-        return
     found = opened(a_hostile_page(), tmp_path)
     assert found == {"ready": "7 2", "shown": "2", "found": "0"}
     clicked = opened(
@@ -277,10 +277,9 @@ def test_a_hostile_name_runs_in_a_browser(tmp_path: Path) -> None:
     assert not {"owned", "error"} & set(clicked)
 
 
+@in_a_browser
 def test_the_pages_policy_lets_a_script_of_another_run(tmp_path: Path) -> None:
     """The browser enforces what the page says: a script put into it is refused, and a picture from outside too."""
-    if browser() is None:
-        return
     added = "<script>document.documentElement.dataset.owned = 1</script></body>"
     found = opened(a_page().replace("</body>", added), tmp_path)
     assert "owned" not in found
