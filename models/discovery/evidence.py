@@ -400,7 +400,7 @@ def add(parts: Sequence[Evidence]) -> Evidence:
     adds in squares where the scales are one.
 
     Raises:
-        MisuseError: no part, or parts of different variables.
+        MisuseError: no part, or parts of different variables or feature maps.
         DataError: noisy parts of different scales.
     """
     if not parts:
@@ -411,9 +411,15 @@ def add(parts: Sequence[Evidence]) -> Evidence:
             raise MisuseError(
                 f"Evidence of different variables does not add: {', '.join(odd)} stand in some parts only."
             )
-        moments += _rescaled(part.select(first.names), first)
+        own = part.select(first.names)
+        if own.blocks != first.blocks:
+            raise MisuseError(
+                f"Evidence of different feature maps does not add: columns {own.blocks or 'one each'} and "
+                f"{first.blocks or 'one each'}. Make all parts by one map."
+            )
+        moments += _rescaled(own, first)
     noise = math.sqrt(sum(part.noise**2 for part in parts))
-    return Evidence(first.names, moments, noise, first.centre, first.half)
+    return Evidence(first.names, moments, noise, first.centre, first.half, first.blocks)
 
 
 def _rescaled(part: Evidence, like: Evidence) -> Tensor:

@@ -109,17 +109,19 @@ def _discovery(marks: Marks, found: Skeleton, names: tuple[str, ...]) -> Discove
 
 def _separate_further(oracle: Oracle, found: Skeleton, marks: Marks, knowledge: Knowledge) -> None:
     """Test each edge given the subsets of its possible d-separating sets, level by level; not given those that the
-    adjacencies of its end offered before.
+    adjacencies of one of its ends offered before.
     """
     around = {name: frozenset(others) for name, others in found.around(oracle.names).items()}
     possible = {name: _possible_d_sep(marks, name) for name in oracle.names}
-    beyond: dict[Pair, list[tuple[list[str], frozenset[str]]]] = {}
+    beyond: dict[Pair, list[tuple[list[str], list[frozenset[str]]]]] = {}
     for pair in sorted(found.pairs):
-        sides = []
+        sides: list[tuple[list[str], list[frozenset[str]]]] = []
+        offered = [around[name] for name in pair]
         for a, b in (pair, pair[::-1]):
-            usable = [c for c in possible[a] - {b} if knowledge.in_time(c, a) or knowledge.in_time(c, b)]
-            if not around[a].issuperset(usable):
-                sides.append((sorted(usable), around[a]))
+            usable = frozenset(c for c in possible[a] - {b} if knowledge.in_time(c, a) or knowledge.in_time(c, b))
+            if not any(one.issuperset(usable) for one in offered):
+                sides.append((sorted(usable), list(offered)))
+            offered.append(usable)
         if sides and not knowledge.requires(*pair):
             beyond[pair] = sides
     for level in range(1, oracle.largest + 1):

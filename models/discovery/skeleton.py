@@ -51,16 +51,18 @@ class Answer(NamedTuple):
 class Ask(NamedTuple):
     """A pair to be tested given each set of names of one of the ``pools``, none twice.
 
-    Beside each pool stands what was offered before: a set wholly within it is left out.
+    Beside each pool stand the pools that were offered before: a set wholly within one of them is left out.
     """
 
     pair: Pair
-    pools: Sequence[tuple[Sequence[str], Collection[str]]]
+    pools: Sequence[tuple[Sequence[str], Sequence[Collection[str]]]]
 
     def questions(self, level: int) -> Iterator[Question]:
         """The questions whose sets have that size."""
         for pool, known in self.pools:
-            yield from ((self.pair, s) for s in combinations(pool, level) if not level or not set(s).issubset(known))
+            for given in combinations(pool, level):
+                if not level or not any(set(given).issubset(one) for one in known):
+                    yield self.pair, given
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def _asks(
     for a, b in pairs:
         first = [c for c in around[a] if c != b and (usable is None or usable(a, b, c))]
         second = [c for c in around[b] if c != a and (usable is None or usable(b, a, c))]
-        yield Ask((a, b), [(first, ()), (second, frozenset(first))])
+        yield Ask((a, b), [(first, ()), (second, (frozenset(first),))])
 
 
 def _rows(asks: Iterable[Ask], index: Mapping[str, int], level: int) -> Iterator[Integers]:
@@ -224,9 +226,9 @@ def _rows(asks: Iterable[Ask], index: Mapping[str, int], level: int) -> Iterator
             if len(pool) < level:
                 continue
             places = np.array([index[name] for name in pool], dtype=np.int64)
-            new = np.array([name not in known for name in pool], dtype=np.bool_) if known else None
+            new = [np.array([name not in one for name in pool], dtype=np.bool_) for one in known]
             for chosen in _subsets(len(pool), level):
-                kept = chosen if new is None else chosen[new[chosen].any(axis=1)]
+                kept = chosen[np.logical_and.reduce([one[chosen].any(axis=1) for one in new])] if new else chosen
                 rows = np.empty((len(kept), 2 + level), dtype=np.int64)
                 rows[:, 0], rows[:, 1], rows[:, 2:] = a, b, places[kept]
                 yield rows
@@ -380,7 +382,7 @@ class CountTests:
 
     def run(self, questions: Iterator[Question], level: int) -> Iterator[Answer]:
         """Answer the questions, all with sets of size ``level``, in batches."""
-        while batch := list(dict.fromkeys(islice(questions, _CHUNK))):
+        while batch := list(islice(questions, _CHUNK)):
             groups: dict[tuple[tuple[str, ...], str], list[int]] = {}
             for place, ((a, _), given) in enumerate(batch):
                 groups.setdefault((given, a), []).append(place)

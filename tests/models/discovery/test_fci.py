@@ -16,7 +16,7 @@ import torch
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.discovery import discover
 from causaldao.models.discovery.evidence import Evidence, partial
-from causaldao.models.discovery.fci import _search, _search_fast, fci, rfci
+from causaldao.models.discovery.fci import _search, _search_fast, _skeleton, fci, rfci
 from causaldao.models.discovery.skeleton import Answer, Oracle, Question
 from causaldao.models.graph import ARROW, TAIL, CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
@@ -353,3 +353,26 @@ def test_no_pairs_mean_no_edges(d: int) -> None:
     evidence = Evidence(tuple(names(d)), 10 * torch.eye(d + 1, dtype=torch.float64))
     for method in ("ges", "fci", "rfci"):
         assert discover(evidence, method) == CausalGraph.dag([], names(d))
+
+
+def test_a_set_that_both_ends_offer_is_tested_twice(asked: list[Question], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted from the end of the skeleton's own search, among the possible d-separating sets."""
+
+    def first(*arguments: Any) -> Any:
+        found = _skeleton(*arguments)
+        asked.clear()
+        return found
+
+    monkeypatch.setattr("causaldao.models.discovery.fci._skeleton", first)
+    shared = 0
+    for seed in range(count(12, 100)):
+        dag, observed = _with_latents(seed, 6, 9, 3)
+        place, rng = {name: k for k, name in enumerate(dag.nodes)}, np.random.default_rng(seed)
+        matrix = np.zeros((len(place),) * 2)
+        for cause, effect in dag.directed:
+            matrix[place[cause], place[effect]] = rng.uniform(0.5, 1.5)
+        fci(population(matrix).select([names(len(place))[place[name]] for name in observed]))
+        told = [(frozenset(pair), frozenset(given)) for pair, given in asked]
+        assert len(told) == len(set(told)), seed
+        shared += len(told)
+    assert shared > 100

@@ -18,7 +18,7 @@ from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.discovery import discover, search
 from causaldao.models.discovery.block_score import BlockScore
 from causaldao.models.discovery.blocks import BlockTests, Whitened, normal
-from causaldao.models.discovery.evidence import Evidence, Variable, partial
+from causaldao.models.discovery.evidence import Evidence, Variable, add, partial
 from causaldao.models.discovery.features import FeatureMap, from_data, variables_of
 from causaldao.models.discovery.score import Score
 from causaldao.models.knowledge import NONE, Knowledge
@@ -335,3 +335,17 @@ def test_blocks_that_determine_each_other() -> None:
     drowned = Evidence(("a", "b"), torch.eye(5, dtype=torch.float64) * 100, 99.0, blocks=(2, 2))
     with pytest.raises(DataError, match="'a' is drowned in the noise of 99"):
         discover(drowned, "boss")
+
+
+def test_parts_made_by_a_map_lose_their_blocks_or_add_to_those_of_another() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=300), "b": rng.choice(["x", "y", "z"], 300)})
+    chosen = FeatureMap(variables_of(frame), "one-hot")
+    clipped = [Evidence.from_data(part, chosen) for part in (frame[:100], frame[100:])]
+    whole = Evidence.from_data(frame, chosen)
+    added = add(clipped)
+    assert added.blocks == whole.blocks
+    assert torch.allclose(added.moments, whole.moments)
+    waves = Evidence.from_data(frame, FeatureMap(variables_of(frame)))
+    with pytest.raises(MisuseError, match="different feature maps does not add"):
+        add([whole, waves])
