@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from causaldao.budget import plan
-from causaldao.errors import MisuseError
+from causaldao.errors import BudgetError, MisuseError
 from causaldao.study import Study
 
 CHANCE = 0.9
@@ -63,11 +64,16 @@ def view(study: Study, members: int, records: int) -> View:
 def views(study: Study, members: int, records: int) -> tuple[View, ...]:
     """What other shares would buy, the rest going to training and evaluation in the study's proportion.
 
-    A study without training has nothing to share: all of ε belongs to the evidence.
+    A study without training has nothing to share: all of ε belongs to the evidence. A share that leaves training too
+    little for any noise that may be drawn is left out.
     """
     if not study.training.rounds:
         return (view(_resplit(study, 1.0), members, records),)
-    return tuple(view(_resplit(study, share), members, records) for share in _SHARES)
+    found = []
+    for share in _SHARES:
+        with suppress(BudgetError):
+            found.append(view(_resplit(study, share), members, records))
+    return tuple(found)
 
 
 def advised(found: Sequence[View], wanted: float) -> View | None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from causaldao.advice import advised, view, views
-from causaldao.budget import plan
-from causaldao.errors import MisuseError
+from causaldao.budget import Plan, plan
+from causaldao.errors import BudgetError, MisuseError
 from causaldao.models.discovery.evidence import Evidence, partial
+from causaldao.study import Study
 from tests.causaldao.cases import study
 from tests.counts import count
 
@@ -66,6 +67,20 @@ def test_a_study_that_trains_nothing_is_advised_to_keep_some_for_training() -> N
     split = {"split": {"evidence": 0.5, "training": 0.4, "evaluation": 0.1}}
     (only,) = views(study(training={"rounds": 0}, privacy=split), 5, 1000)
     assert (only.evidence, only.training) == (1.0, None)
+
+
+def test_a_share_that_starves_training_ends_the_check_of_a_study_that_is_possible(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as .9 of a small epsilon, where the study's own split leaves training what it needs."""
+
+    def planned(asked: Study) -> Plan:
+        if asked.privacy.split.evidence > 0.8:
+            raise BudgetError("No noise is enough.")
+        return plan(asked)
+
+    monkeypatch.setattr("causaldao.advice.plan", planned)
+    assert [one.evidence for one in views(study(), 5, 1000)] == [0.3, 0.5, 0.7]
 
 
 @pytest.mark.parametrize(("members", "records"), [(0, 100), (3, 3)])
