@@ -115,6 +115,7 @@ class Gateway:
         self._check = check or check_reply
         self._calls: Counter[str] = Counter()
         self._nodes: dict[str, int] = {}
+        self._activated: dict[str, bytes] = {}  # by member: the key of its node, until a call shows that it knows
         self._accounts: dict[str, _Account] = defaultdict(_Account)
         self._certificates: dict[bytes, x509.Certificate] = {}
         self._may_say = Sparingly()
@@ -125,7 +126,9 @@ class Gateway:
             if method != "PushObject" and len(request) > MAX_PLAIN_BYTES:
                 _refuse(caller.name, f"the call is larger than {MAX_PLAIN_BYTES} bytes", _EXHAUSTED)
             message = self._look(method, request, caller)
-            if method == "PushMessages":
+            if method == "ActivateNode":
+                answer = await self._activate(request, caller, context)
+            elif method == "PushMessages":
                 answer = self._begin_reply(message, request, caller)
             elif method == "PushObject":
                 answer = await self._take_part(message, caller, context)
@@ -139,6 +142,8 @@ class Gateway:
         except CausalDAOError as error:  # the registry cannot be read, say: no fault of the caller's
             self._tell(method, _Refusal("", error.message, grpc.StatusCode.UNAVAILABLE))
             raise Refused(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot do this now: try again later") from None
+        if method != "ActivateNode":
+            self._activated.pop(caller.name, None)
         self._counted(method, "passed", len(request), len(answer))
         self._seen(caller.name)
         return answer
@@ -204,6 +209,24 @@ class Gateway:
             _refuse(caller.name, "it speaks as a node that is not its own")  # which one would be a new line each time
         return message
 
+    async def _activate(self, request: bytes, caller: Caller, context: Context) -> bytes:
+        """Make a member's node count as connected, and tell it its number; again, if that seems not to have arrived.
+
+        Flower activates no node that is active, so one whose answer was lost would be kept out for the minute until
+        Flower misses it. A node that has spoken since knew its number: then a second process with its key would speak
+        for it, and Flower's refusal stands.
+        """
+        try:
+            answer = await self.relay.forward("ActivateNode", request, context)
+        except grpc.aio.AioRpcError as error:
+            lost = self._activated.get(caller.name) == caller.key
+            if error.code() != grpc.StatusCode.FAILED_PRECONDITION or not lost:
+                raise
+            return ActivateNodeResponse(node_id=self._nodes[caller.name]).SerializeToString()
+        self._nodes[caller.name] = ActivateNodeResponse.FromString(answer).node_id
+        self._activated[caller.name] = caller.key
+        return answer
+
     def _begin_reply(self, message: Any, request: bytes, caller: Caller) -> bytes:
         """Ask for every part of a reply; nothing of it goes on yet. Begun again, it starts anew."""
         account = self._accounts[caller.name]
@@ -267,9 +290,7 @@ class Gateway:
             await self.relay.forward("PushObject", part.SerializeToString(), context)
 
     def _note(self, method: str, answer: bytes, caller: Caller) -> None:
-        if method == "ActivateNode":
-            self._nodes[caller.name] = ActivateNodeResponse.FromString(answer).node_id
-        elif method == "PullMessages":
+        if method == "PullMessages":
             self._accounts[caller.name].owed += len(PullMessagesResponse.FromString(answer).messages_list)
 
 

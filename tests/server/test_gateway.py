@@ -57,6 +57,7 @@ class Fleet:
     heard: list[tuple[str, bytes]] = field(default_factory=list)
     owed: int = 0
     failing: int = 0
+    active: bool = False
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         method = details.method.removeprefix(PREFIX)
@@ -66,7 +67,10 @@ class Fleet:
                 self.failing -= 1
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "starting again")
             self.heard.append((method, request))
+            if method == "ActivateNode" and self.active:  # as Flower does until it misses the node
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "Failed to activate SuperNode.")
             if method == "ActivateNode":
+                self.active = True
                 return ActivateNodeResponse(node_id=NODES["north"]).SerializeToString()
             if method == "PullMessages":
                 return PullMessagesResponse(messages_list=[Message()] * self.owed).SerializeToString()
@@ -294,6 +298,45 @@ def test_a_node_of_another_key_is_not_activated(world: World) -> None:
             error = await refused(call, "ActivateNode", theirs)
             assert "another key" in (error.details() or "")
         assert not world.fleet.heard
+
+    asyncio.run(run())
+
+
+def test_a_node_whose_activation_was_not_answered_is_told_its_number_again(world: World) -> None:
+    async def run() -> None:
+        own = ActivateNodeRequest(public_key=world.members["north"].tls.encode())
+        async with world.up():
+            for _ in range(3):  # its process ends and is started again as often as an answer is lost
+                async with world.member("north") as call:
+                    answer = ActivateNodeResponse.FromString(await call("ActivateNode", own))
+                    assert answer.node_id == NODES["north"]
+        assert world.fleet.active
+
+    asyncio.run(run())
+
+
+def test_a_second_process_of_a_node_that_has_spoken_is_not_activated(world: World) -> None:
+    async def run() -> None:
+        own = ActivateNodeRequest(public_key=world.members["north"].tls.encode())
+        async with world.up(), world.member("north") as call:
+            await call("ActivateNode", own)
+            await call("PullMessages", pull())
+            error = await refused(call, "ActivateNode", own)
+            assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+    asyncio.run(run())
+
+
+def test_the_number_of_a_members_old_node_is_not_told_to_its_new_key(world: World) -> None:
+    async def run() -> None:
+        async with world.up(), world.member("north") as call:
+            await call("ActivateNode", ActivateNodeRequest(public_key=world.members["north"].tls.encode()))
+            other = ec.generate_private_key(ec.SECP384R1())
+            world.members["north"].tls = public(other)
+            async with world.member("north", key=other) as rekeyed:
+                own = ActivateNodeRequest(public_key=public(other).encode())
+                error = await refused(rekeyed, "ActivateNode", own)
+            assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
 
     asyncio.run(run())
 
