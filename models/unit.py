@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from torch.nn import functional
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.graph import CausalGraph
 from causaldao.models.layers import CausalLinear, fan_in_normal
+from causaldao.models.levels import Plan, Schedule, Weights, mixed
 
 Intervention = Mapping[str, tuple[Tensor, Tensor | float]]  # name: (which rows (n,), their values (n,) or one)
 Mechanisms = Callable[[Tensor], Tensor]
@@ -40,6 +41,7 @@ _SPARSITY = 0.2  # price of an expected edge, in nats a row, times structure_wei
 _ACYCLICITY = 10.0  # weight of d² h at the end of the structure steps, times structure_weight
 _TEMPERATURES = 1.0, 0.3  # of the gates, at the first and the last of the structure steps
 _PAIRS = 96  # rows of each side in the counterfactual loss, which compares all pairs
+_PLANS = 64  # sets of held nodes whose plans are kept
 _SMALLEST = 1e-8  # residual variance, in units of the node's own: below it the likelihood has no bound
 
 
@@ -123,6 +125,8 @@ class CausalUnit(nn.Module):
         self.register_buffer("spread", torch.ones(d))
         self.register_buffer("settled", torch.zeros(d, d))
         self.register_buffer("depth", torch.tensor(_OPEN))
+        self._kept: dict[Any, Any] = {}
+        self._schedules: dict[Any, Any] = {}
         if adjacency is not None:
             self.settle(adjacency)
 
@@ -181,25 +185,24 @@ class CausalUnit(nn.Module):
         """Solve the model from its noise, under do: (n, d) -> (n, d).
 
         mask (n, d) or (d,): bool, or a weight in [0, 1] (a soft intervention: the mixture of held and natural); value
-        of the same shapes, read where the mask is not 0. Exact after as many sweeps as the longest path has nodes.
+        of the same shapes, read where the mask is not 0. Exact: a settled graph is solved level by level, another
+        adjacency in as many sweeps as its longest path has nodes.
         """
         noise = self._rows(noise)
-        graph, depth = self._chosen(adjacency, len(noise))
-        f = self._mechanisms(graph)
-        scaled = noise / self.spread
         if (mask is None) != (value is None):
             raise MisuseError("do() needs a mask and its values: give both or neither.")
-        if mask is None or value is None:
-            now = torch.zeros_like(scaled)
-            for _ in range(depth + 1):
-                now = f(now) + scaled
-            return self.centre + self.spread * now
-        held, value = self._do(mask, value, noise)
-        goal = (value - self.centre) / self.spread
-        now = torch.lerp(scaled, goal, held)
-        for _ in range(depth + 1):
-            now = torch.lerp(f(now) + scaled, goal, held)
-        return torch.where(held == 1, value, self.centre + self.spread * now)
+        scaled, held, goal = noise / self.spread, None, None
+        if mask is not None and value is not None:
+            held, value = self._do(mask, value, noise)
+            goal = (value - self.centre) / self.spread
+        if adjacency is None and not self.learns_structure:
+            now = self._plan(None).solve(scaled, held, goal)
+        else:
+            now = _swept(scaled, held, goal, *self._sweeps(adjacency, len(noise)))
+        found = self.centre + self.spread * now
+        if held is None or value is None:
+            return found
+        return _sound(torch.where(held == 1, value, found), value)
 
     def counterfactual(self, x: Tensor, mask: Tensor, value: Tensor, adjacency: Tensor | None = None) -> Tensor:
         """Abduction, action, prediction: the same rows had do been done, (n, d) -> (n, d).
@@ -207,17 +210,33 @@ class CausalUnit(nn.Module):
         The noise is x - f(x), so a node that descends from no held one comes back bit for bit. Arguments as `forward`.
         """
         x = self._rows(x)
-        graph, depth = self._chosen(adjacency, len(x))
         held, value = self._do(mask, value, x)
-        f = self._mechanisms(graph)
-        scaled = (x - self.centre) / self.spread
-        goal = (value - self.centre) / self.spread
-        now = torch.lerp(scaled, goal, held)
-        if depth:
-            before = f(scaled)
-            for _ in range(depth):
-                now = torch.lerp(scaled + (f(now) - before), goal, held)
-        return torch.where(held == 1, value, x + self.spread * (now - scaled))
+        scaled, goal = (x - self.centre) / self.spread, (value - self.centre) / self.spread
+        if adjacency is None and not self.learns_structure:
+            plan = self._plan(tuple(range(len(self.names))))
+            now = plan.change(scaled, list(zip(held.T, goal.T, strict=True)))
+        else:
+            now = _changed(scaled, held, goal, *self._sweeps(adjacency, len(x)))
+        return _sound(torch.where(held == 1, value, x + self.spread * (now - scaled)), value)
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's.
+
+        In eval mode without gradients, what follows from the parameters alone is kept from call to call. Optimisers
+        and `load_state_dict` are noticed; after a write to some parameter's ``.data``, which leaves no trace, call this.
+        """
+        self._kept.clear()
+        return super().train(mode)
+
+    def _plan(self, held: tuple[int, ...] | None) -> Plan:
+        """How the settled graph is solved below held nodes; None: from the noise."""
+        if self.training or torch.is_grad_enabled():
+            return self._planned(held)
+        return _kept(self._kept, self._tensors(), held, lambda: self._planned(held))
+
+    def _planned(self, held: tuple[int, ...] | None) -> Plan:
+        schedule = _kept(self._schedules, (self.settled,), held, lambda: Schedule.of(self.settled, held))
+        return Plan.of(schedule, Weights(self.settled, self.weight, self.bias, self.head, self.offset))
 
     def _mechanisms(self, adjacency: Tensor) -> Mechanisms:
         d, hidden = self.bias.shape
@@ -240,15 +259,13 @@ class CausalUnit(nn.Module):
 
         return all_
 
-    def _chosen(self, adjacency: Tensor | None, n: int) -> tuple[Tensor, int]:
-        if adjacency is not None:
-            adjacency = self._adjacency(adjacency, n)
-            return adjacency, _depth(adjacency, self.names)
-        depth = int(self.depth)
-        if depth != _OPEN:
-            return self.settled, depth
-        graph = self.graph
-        return graph, _depth(graph, self.names)
+    def _sweeps(self, adjacency: Tensor | None, n: int) -> tuple[Mechanisms, int]:
+        """All mechanisms at once, and how often they must be applied: the edges on the longest path."""
+        graph = self.graph if adjacency is None else self._adjacency(adjacency, n)
+        return self._mechanisms(graph), _depth(graph, self.names)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.settled, self.weight, self.bias, self.head, self.offset
 
     def _adjacency(self, adjacency: Tensor, n: int) -> Tensor:
         d = len(self.names)
@@ -269,11 +286,30 @@ class CausalUnit(nn.Module):
                 raise DataError(
                     f"{what} of shape {tuple(given.shape)}: expected {tuple(like.shape)}, one per row and node."
                 )
-        held = mask.to(like.dtype).expand_as(like)
+        held = mask.expand_as(like) if mask.dtype == torch.bool else mask.to(like.dtype).expand_as(like)
         if mask.dtype != torch.bool and not bool(((held >= 0) & (held <= 1)).all()):
             raise DataError(f"A mask from {float(held.min()):g} to {float(held.max()):g}: expected weights in [0, 1].")
-        value = value.to(like.dtype).expand_as(like).masked_fill(held == 0, 0.0)
-        return held, _finite("Values", value, len(self.names))
+        return held, value.to(like.dtype).expand_as(like).masked_fill(held == 0, 0.0)
+
+
+def _swept(
+    scaled: Tensor, held: Tensor | None, goal: Tensor | None, f: Mechanisms, depth: int
+) -> Tensor:
+    now = torch.zeros_like(scaled) if held is None or goal is None else mixed(held, goal, scaled)
+    for _ in range(depth + 1):
+        now = f(now) + scaled
+        if held is not None and goal is not None:
+            now = mixed(held, goal, now)
+    return now
+
+
+def _changed(scaled: Tensor, held: Tensor, goal: Tensor, f: Mechanisms, depth: int) -> Tensor:
+    now = mixed(held, goal, scaled)
+    if depth:
+        before = f(scaled)
+        for _ in range(depth):
+            now = mixed(held, goal, scaled + (f(now) - before))
+    return now
 
 
 class CausalUnitNetwork(nn.Module):
@@ -330,9 +366,18 @@ class CausalUnitNetwork(nn.Module):
 
     def forward(self, x: Tensor, interventions: Sequence[Intervention] = ()) -> Tensor:
         """The outputs of the rows under the interventions; without any, of the rows as they are."""
-        if not interventions:
-            return self._read(_finite("Rows", x, len(self.unit.names)))
-        return self._read(self.unit.counterfactual(x, *self.held(x, interventions)))
+        x, unit = _finite("Rows", x, len(self.unit.names)), self.unit
+        held = _columns(unit.names, interventions, x) if interventions else {}
+        if held and unit.learns_structure:
+            return self._read(unit.counterfactual(x, *_spread_out(held, x)))
+        scaled = (x - unit.centre) / unit.spread
+        if not held:
+            return self._output(scaled)
+        goals = [(mask, (value - unit.centre[j]) / unit.spread[j]) for j, (mask, value) in held.items()]
+        found = self._output(unit._plan(tuple(held)).change(scaled, goals).contiguous())
+        if not math.isfinite(found.detach().sum().item()):
+            _finite("Values", _spread_out(held, x)[1], len(unit.names))
+        return found
 
     def counterfactual(self, x: Tensor, y: Tensor, interventions: Sequence[Intervention]) -> tuple[Tensor, Tensor]:
         """(x, y) of the same rows had the interventions been done: y keeps its own noise, y - output(x)."""
@@ -342,18 +387,19 @@ class CausalUnitNetwork(nn.Module):
 
     def held(self, x: Tensor, interventions: Sequence[Intervention]) -> tuple[Tensor, Tensor]:
         """The interventions as (mask, value), each (n, input_dim); a value is 0 where nothing is held."""
-        return _gather(self.unit.names, interventions, x)
+        return _spread_out(_columns(self.unit.names, interventions, x), x)
 
     def _read(self, x: Tensor) -> Tensor:
-        scaled: Tensor = self.head((x - self.unit.centre) / self.unit.spread)
-        return self.output_centre + self.output_spread * scaled
+        return self._output((x - self.unit.centre) / self.unit.spread)
+
+    def _output(self, scaled: Tensor) -> Tensor:
+        return torch.addcmul(self.output_centre, self.output_spread, self.head(scaled))
 
 
-def _gather(names: Sequence[str], interventions: Sequence[Intervention], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Named interventions as mask (n, d) bool and value (n, d), 0 where free; differentiable in the values."""
+def _columns(names: Sequence[str], interventions: Sequence[Intervention], x: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """Named interventions by place: which rows hold the node, bool (n,), and at what, (n,) or ()."""
     _shaped("Rows", x, len(names))
-    masks = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
-    values = torch.zeros_like(x)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
     for name, (mask, value) in ((name, pair) for intervention in interventions for name, pair in intervention.items()):
         if name not in names:
             raise MisuseError(f"do() names {name}, which the model lacks. It has {', '.join(names)}.")
@@ -363,13 +409,23 @@ def _gather(names: Sequence[str], interventions: Sequence[Intervention], x: Tens
                 f"do({name}) has a {mask.dtype} mask of shape {tuple(mask.shape)} and values of shape "
                 f"{tuple(given.shape)}: expected a bool mask of shape ({len(x)},), and as many values or one."
             )
-        if bool((masks[:, j] & mask).any()):
-            row = int((masks[:, j] & mask).nonzero()[0])
-            raise MisuseError(
-                f"{name} is held twice in row {row}: merge the interventions or make their masks disjoint."
-            )
-        masks[:, j] |= mask
-        values[:, j] = torch.where(mask, given, values[:, j])
+        if j in found:
+            before, value_before = found[j]
+            if bool((before & mask).any()):
+                row = int((before & mask).nonzero()[0])
+                raise MisuseError(
+                    f"{name} is held twice in row {row}: merge the interventions or make their masks disjoint."
+                )
+            mask, given = before | mask, torch.where(mask, given, value_before)
+        found[j] = mask, given
+    return found
+
+
+def _spread_out(held: Mapping[int, tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as mask (n, d) bool and value (n, d), 0 where free; differentiable in the values."""
+    masks, values = torch.zeros(x.shape, dtype=torch.bool, device=x.device), torch.zeros_like(x)
+    for j, (mask, value) in held.items():
+        masks[:, j], values[:, j] = mask, torch.where(mask, value, 0.0)
     return masks, values
 
 
@@ -597,6 +653,28 @@ def _finite(what: str, given: Tensor, columns: int, rows: int | None = None) -> 
         value: Any = given[row, column].item()
         raise DataError(f"{what}: row {row}, column {column} is {value}, expected finite numbers.")
     return given
+
+
+def _sound(found: Tensor, value: Tensor) -> Tensor:
+    """What was found; values that were held are part of it, so that only if it is not finite they are looked at."""
+    if not math.isfinite(found.detach().sum().item()):
+        _finite("Values", value, found.shape[1])
+    return found
+
+
+def _kept(
+    store: dict[Any, Any], of: Sequence[Tensor], key: tuple[int, ...] | None, make: Callable[[], Any]
+) -> Any:
+    """What follows from some tensors, made once for each key as long as they stay what they are."""
+    if any(one.is_inference() for one in of):
+        return make()  # such tensors do not count their changes
+    now = [(one.data_ptr(), one.dtype, one._version) for one in of]
+    if store.get("of") != now or len(store) > _PLANS:
+        store.clear()
+        store["of"] = now
+    if key not in store:
+        store[key] = make()
+    return store[key]
 
 
 def _positive(name: str, value: float) -> float:
