@@ -8,7 +8,7 @@ known so far is then one block, and a product with few rows is faster than one w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ class Schedule:
     places: Tensor | None
     back: Tensor | None
     reach: Tensor
+    free: frozenset[int]  # nodes that are never held
 
     @classmethod
     def of(cls, adjacency: Tensor, held: Sequence[int] | None) -> Schedule:
@@ -66,17 +67,19 @@ class Schedule:
         placed = (*stay, *starts, *(j for level in levels for j in level))
         places = None if placed == tuple(range(d)) else torch.tensor(placed, dtype=torch.long)
         back = None if places is None else places.argsort()
-        return cls(chosen, len(stay), starts, tuple(levels), placed, places, back, reach[list(placed)])
+        free = frozenset(range(d)) - frozenset(chosen)
+        return cls(chosen, len(stay), starts, tuple(levels), placed, places, back, reach[list(placed)], free)
 
 
 class Level(NamedTuple):
-    """Of one level: its nodes, their rows among those of all levels, and their two products.
+    """Of one level: its nodes, whether one of them may be held, how many rows stand above them, and their two products.
 
-    first (nodes · hidden, known rows), bias (nodes · hidden, 1), second (nodes, nodes · hidden).
+    first (nodes · hidden, d), bias (nodes · hidden, 1), second (nodes, nodes · hidden).
     """
 
     nodes: tuple[int, ...]
-    rows: slice
+    holds: bool
+    top: int
     first: Tensor
     bias: Tensor
     second: Tensor
@@ -84,7 +87,7 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A schedule with weights. first and second are those of all levels together, on rows in the schedule's order."""
+    """A schedule with weights. first, bias and second are those of all levels together; all on rows in its order."""
 
     schedule: Schedule
     first: Tensor
@@ -96,34 +99,34 @@ class Plan:
     @classmethod
     def of(cls, schedule: Schedule, weights: Weights) -> Plan:
         """Differentiable in the weights."""
-        seen, d = weights.weight * weights.adjacency[..., None], len(schedule.order)
+        seen = weights.weight * weights.adjacency[..., None]
         bias, head, offset = weights.bias, weights.head, weights.offset[:, None]
         if schedule.places is not None:
             seen = seen[schedule.places][:, schedule.places]
             bias, head, offset = bias[schedule.places], head[schedule.places], offset[schedule.places]
-        hidden, top = bias.shape[1], d - sum(map(len, schedule.levels))
-        first = seen[:, top:].flatten(1).T
-        bias = bias[top:].reshape(-1, 1)
-        own = torch.eye(d - top, dtype=head.dtype, device=head.device)
-        second = (own[..., None] * head[top:]).flatten(1)
-        levels, start = [], 0
-        for nodes in schedule.levels:
-            rows, units = slice(start, start + len(nodes)), slice(start * hidden, (start + len(nodes)) * hidden)
-            levels.append(Level(nodes, rows, first[units, : top + start], bias[units], second[rows, units]))
-            start += len(nodes)
-        return cls(schedule, first, bias, second, offset[top:], tuple(levels))
+        sizes, hidden = [len(nodes) for nodes in schedule.levels], bias.shape[1]
+        top = len(schedule.order) - sum(sizes)
+        first, bias, head = seen.flatten(1).T[top * hidden :], bias[top:].reshape(-1, 1), head[top:]
+        units = [size * hidden for size in sizes]
+        parts = zip(
+            schedule.levels, torch.split(first, units), torch.split(bias, units), torch.split(head, sizes), strict=True
+        )
+        levels, above = [], top
+        for nodes, product, inner, last in parts:
+            holds = not schedule.free.issuperset(nodes)
+            levels.append(Level(nodes, holds, above, product, inner, _blocks(last)))
+            above += len(nodes)
+        return cls(schedule, first, bias, _blocks(head), offset[top:], tuple(levels))
 
     def solve(self, noise: Tensor, mask: Tensor | None = None, goal: Tensor | None = None) -> Tensor:
         """Rows from their noise under do, all nodes: noise, mask and goal (n, d) -> (n, d)."""
         noise = self._placed(noise)
-        base, known = noise + self.offset, noise[:0]
-        for level in self.levels:
-            now = torch.addmm(base[level.rows], level.second, _active(level.bias, level.first, known))
-            if mask is not None and goal is not None:
-                nodes = list(level.nodes)
-                now = mixed(mask.T[nodes], goal.T[nodes], now)
-            known = torch.cat([known, now])
-        return self._columns(known)
+
+        def hold(level: Level, now: Tensor) -> Tensor:
+            nodes = list(level.nodes)
+            return now if mask is None or goal is None else mixed(mask.T[nodes], goal.T[nodes], now)
+
+        return self._columns(self._solved([noise[:0], noise], noise + self.offset, hold))
 
     def change(self, rows: Tensor, held: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The same rows had do been done, (n, d) -> (n, d), by abduction, action and prediction.
@@ -133,20 +136,40 @@ class Plan:
         """
         schedule, rows = self.schedule, self._placed(rows)
         at = dict(zip(schedule.held, held, strict=True))
-        starts = [mixed(*at[j], rows[schedule.given + i])[None] for i, j in enumerate(schedule.starts)]
-        known = torch.cat([rows[: schedule.given], *starts])
-        if self.levels:
-            base = torch.addmm(rows[len(known) :], self.second, _active(self.bias, self.first, rows), alpha=-1)
-        for level in self.levels:
-            now = torch.addmm(base[level.rows], level.second, _active(level.bias, level.first, known))
-            if any(j in at for j in level.nodes):
-                mixtures = [mixed(*at[j], one) if j in at else one for j, one in zip(level.nodes, now, strict=True)]
-                now = torch.stack(mixtures)
-            known = torch.cat([known, now])
+        stay, *tops, moved = torch.split(rows, [schedule.given, *[1] * len(schedule.starts), len(self.offset)])
+        known = [stay, *(mixed(*at[j], row) for j, row in zip(schedule.starts, tops, strict=True)), moved]
+
+        def hold(level: Level, now: Tensor) -> Tensor:
+            if not level.holds:
+                return now
+            pairs = zip(level.nodes, torch.split(now, 1), strict=True)
+            return torch.cat([mixed(*at[j], row) if j in at else row for j, row in pairs])
+
+        base = torch.addmm(moved, self.second, _active(self.bias, self.first, rows), alpha=-1) if len(moved) else moved
+        now = self._solved(known, base, hold)
         # All levels in one product and level by level, f(x) differs by rounding: what nothing moves is put back.
-        moved = [_moved(mask) for mask, _ in held]
-        reached = moved[0] if len(moved) == 1 else (schedule.reach.float() @ torch.stack(moved).float()) > 0
-        return self._columns(torch.where(reached, known, rows))
+        reached = [_moved(mask) for mask, _ in held]
+        some = reached[0] if len(reached) == 1 else (schedule.reach.float() @ torch.stack(reached).float()) > 0
+        return self._columns(torch.where(some, now, rows))
+
+    def _solved(self, known: list[Tensor], base: Tensor, hold: Callable[[Level, Tensor], Tensor]) -> Tensor:
+        """All rows, level by level. known: blocks of rows, the last of those that the levels find; base: theirs too.
+
+        A level sees all rows: those that are not found yet bear no weight in it.
+        """
+        *known, last = known
+        rows = torch.cat([*known, last])
+        for level, one in zip(self.levels, torch.split(base, [len(level.nodes) for level in self.levels]), strict=True):
+            active, bottom = _active(level.bias, level.first, rows), level.top + len(level.nodes)
+            if torch.is_grad_enabled():
+                known.append(hold(level, torch.addmm(one, level.second, active)))
+                rows = torch.cat([*known, last[len(last) - len(rows) + bottom :]])
+                continue
+            into = rows[level.top : bottom]
+            torch.addmm(one, level.second, active, out=into)
+            if level.holds:
+                into.copy_(hold(level, into))
+        return rows
 
     def _placed(self, rows: Tensor) -> Tensor:
         places = self.schedule.places
@@ -155,6 +178,11 @@ class Plan:
     def _columns(self, known: Tensor) -> Tensor:
         back = self.schedule.back
         return (known if back is None else known.index_select(0, back)).T
+
+
+def _blocks(head: Tensor) -> Tensor:
+    """(nodes, hidden) -> (nodes, nodes · hidden), each node's own weights in its own columns and 0 elsewhere."""
+    return (torch.eye(len(head), dtype=head.dtype, device=head.device)[..., None] * head).flatten(1)
 
 
 def mixed(held: Tensor, goal: Tensor, natural: Tensor) -> Tensor:

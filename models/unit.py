@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,16 @@ from causaldao.models.levels import Plan, Schedule, Weights, mixed
 
 Intervention = Mapping[str, tuple[Tensor, Tensor | float]]  # name: (which rows (n,), their values (n,) or one)
 Mechanisms = Callable[[Tensor], Tensor]
+_T = TypeVar("_T")
+_Held = dict[int, tuple[Tensor, Tensor]]  # place: which rows hold the node, bool (n,), and at what, (n,) or ()
 
 _OPEN = -1  # `depth` of a unit whose graph is not settled
 _FIRST_GATES = 0.1  # spread of the gates' logits at the start: no pair is favoured by much
 _STRUCTURE = 0.7  # share of the steps in which the graph is learnt
-_SPARSITY = 0.2  # price of an expected edge, in nats a row, times structure_weight
-_ACYCLICITY = 10.0  # weight of d² h at the end of the structure steps, times structure_weight
-_TEMPERATURES = 1.0, 0.3  # of the gates, at the first and the last of the structure steps
+_SPARSITY, _ACYCLICITY = 0.2, 10.0
+_TEMPERATURES = 1.0, 0.3
 _PAIRS = 96  # rows of each side in the counterfactual loss, which compares all pairs
+_MANY, _MOST = 256, 0.75  # with so many rows, those that hold nothing are set apart unless they are few
 _PLANS = 64  # sets of held nodes whose plans are kept
 _SMALLEST = 1e-8  # residual variance, in units of the node's own: below it the likelihood has no bound
 
@@ -223,7 +225,7 @@ class CausalUnit(nn.Module):
         """As any module's.
 
         In eval mode without gradients, what follows from the parameters alone is kept from call to call. Optimisers
-        and `load_state_dict` are noticed; after a write to some parameter's ``.data``, which leaves no trace, call this.
+        and `load_state_dict` are noticed; call this after a write to a parameter's ``.data``, which leaves no trace.
         """
         self._kept.clear()
         return super().train(mode)
@@ -292,9 +294,7 @@ class CausalUnit(nn.Module):
         return held, value.to(like.dtype).expand_as(like).masked_fill(held == 0, 0.0)
 
 
-def _swept(
-    scaled: Tensor, held: Tensor | None, goal: Tensor | None, f: Mechanisms, depth: int
-) -> Tensor:
+def _swept(scaled: Tensor, held: Tensor | None, goal: Tensor | None, f: Mechanisms, depth: int) -> Tensor:
     now = torch.zeros_like(scaled) if held is None or goal is None else mixed(held, goal, scaled)
     for _ in range(depth + 1):
         now = f(now) + scaled
@@ -366,15 +366,18 @@ class CausalUnitNetwork(nn.Module):
 
     def forward(self, x: Tensor, interventions: Sequence[Intervention] = ()) -> Tensor:
         """The outputs of the rows under the interventions; without any, of the rows as they are."""
-        x, unit = _finite("Rows", x, len(self.unit.names)), self.unit
+        unit = self.unit
+        x = _finite("Rows", x, len(unit.names))
         held = _columns(unit.names, interventions, x) if interventions else {}
         if held and unit.learns_structure:
             return self._read(unit.counterfactual(x, *_spread_out(held, x)))
-        scaled = (x - unit.centre) / unit.spread
+        centre, spread = unit.centre, unit.spread
+        scaled = (x - centre) / spread
         if not held:
             return self._output(scaled)
-        goals = [(mask, (value - unit.centre[j]) / unit.spread[j]) for j, (mask, value) in held.items()]
-        found = self._output(unit._plan(tuple(held)).change(scaled, goals).contiguous())
+        goals = [(mask, (value - centre[j]) / spread[j]) for j, (mask, value) in held.items()]
+        # contiguous as plain rows are, or the products of rows that nothing holds would round another way
+        found = self._output(_some_changed(unit._plan(tuple(held)), scaled, goals).contiguous())
         if not math.isfinite(found.detach().sum().item()):
             _finite("Values", _spread_out(held, x)[1], len(unit.names))
         return found
@@ -396,10 +399,26 @@ class CausalUnitNetwork(nn.Module):
         return torch.addcmul(self.output_centre, self.output_spread, self.head(scaled))
 
 
-def _columns(names: Sequence[str], interventions: Sequence[Intervention], x: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """Named interventions by place: which rows hold the node, bool (n,), and at what, (n,) or ()."""
+def _some_changed(plan: Plan, scaled: Tensor, held: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """`Plan.change` of the rows in which anything is held, if that spares many."""
+    if len(scaled) < _MANY:
+        return plan.change(scaled, held)
+    some = held[0][0] if len(held) == 1 else torch.stack([mask for mask, _ in held]).any(0)
+    rows = some.nonzero().squeeze(1)
+    if len(rows) > _MOST * len(scaled):
+        return plan.change(scaled, held)
+    chosen = [
+        (mask.index_select(0, rows), value.index_select(0, rows) if value.ndim else value) for mask, value in held
+    ]
+    return scaled.index_copy(0, rows, plan.change(scaled.index_select(0, rows), chosen))
+
+
+def _columns(
+    names: Sequence[str], interventions: Sequence[Intervention], x: Tensor
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Named interventions by place; those of one node together."""
     _shaped("Rows", x, len(names))
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    found: _Held = {}
     for name, (mask, value) in ((name, pair) for intervention in interventions for name, pair in intervention.items()):
         if name not in names:
             raise MisuseError(f"do() names {name}, which the model lacks. It has {', '.join(names)}.")
@@ -421,7 +440,7 @@ def _columns(names: Sequence[str], interventions: Sequence[Intervention], x: Ten
     return found
 
 
-def _spread_out(held: Mapping[int, tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
+def _spread_out(held: _Held, x: Tensor) -> tuple[Tensor, Tensor]:
     """The same as mask (n, d) bool and value (n, d), 0 where free; differentiable in the values."""
     masks, values = torch.zeros(x.shape, dtype=torch.bool, device=x.device), torch.zeros_like(x)
     for j, (mask, value) in held.items():
@@ -448,9 +467,12 @@ class CausalUnitTrainer:
     needs no counterfactual that nobody could observe, and acts once the graph is settled; outcome: mean squared error.
 
     schedule(progress in [0, 1]) is the share of interventional rows in a batch; by default intervention_prob always.
+    While the graph is open, an expected edge costs ``sparsity`` nats a row and DAGMA's h grows to ``acyclicity`` d² h,
+    both times structure_weight; the gates cool from the first of ``temperatures`` to the second.
 
     Raises:
-        MisuseError: a probability outside [0, 1], a negative weight, fewer than one step, or no experiments to draw.
+        MisuseError: a probability outside [0, 1], a negative weight, a temperature or rate that is not positive, fewer
+            than one step, or no experiments to draw.
         DataError: rows, masks or outcomes of the wrong shape or not finite, or a constant column.
     """
 
@@ -463,17 +485,26 @@ class CausalUnitTrainer:
         *,
         schedule: Callable[[float], float] | None = None,
         cut: bool = True,
+        sparsity: float = _SPARSITY,
+        acyclicity: float = _ACYCLICITY,
+        temperatures: tuple[float, float] = _TEMPERATURES,
         rate: float = 0.02,
         generator: torch.Generator | None = None,
     ) -> None:
         if not 0 <= intervention_prob <= 1:
             raise MisuseError(f"intervention_prob={intervention_prob}: expected a share in [0, 1].")
-        for name, weight in (("counterfactual_weight", counterfactual_weight), ("structure_weight", structure_weight)):
+        weights = {
+            "counterfactual_weight": counterfactual_weight, "structure_weight": structure_weight,
+            "sparsity": sparsity, "acyclicity": acyclicity,
+        }  # fmt: skip
+        for name, weight in weights.items():
             if not (weight >= 0 and math.isfinite(weight)):
                 raise MisuseError(f"{name}={weight}: expected a finite number of at least 0.")
         self.model, self.cut, self.rate, self.generator = model, cut, _positive("rate", rate), generator
         self.intervention_prob = intervention_prob
         self.counterfactual_weight, self.structure_weight = counterfactual_weight, structure_weight
+        self.sparsity, self.acyclicity = sparsity, acyclicity
+        self.temperatures = tuple(_positive("temperatures", one) for one in temperatures)
         self.schedule = schedule or (lambda _: intervention_prob)
 
     def train(
@@ -536,7 +567,7 @@ class CausalUnitTrainer:
     def _fit(self, rows: Tensor, held: Tensor, progress: float) -> Tensor:
         unit = self.model.unit
         scaled = (rows - unit.centre) / unit.spread
-        hot, cold = _TEMPERATURES
+        hot, cold = self.temperatures
         temperature = hot * (cold / hot) ** min(1.0, progress / _STRUCTURE)
         gates = unit.gates(len(rows), temperature, self.generator) if unit.learns_structure else unit.settled
         free = 1 - held.to(rows.dtype) if self.cut else torch.ones_like(rows)
@@ -547,7 +578,7 @@ class CausalUnitTrainer:
     def _structure(self, progress: float) -> Tensor:
         likely, d = self.model.unit.probabilities(), len(self.model.unit.names)
         ramp = min(1.0, progress / _STRUCTURE)
-        return _SPARSITY * likely.sum() + _ACYCLICITY * ramp * d * d * acyclicity(likely)
+        return self.sparsity * likely.sum() + self.acyclicity * ramp * d * d * acyclicity(likely)
 
     def _outcome(self, rows: Tensor, y: Tensor) -> Tensor:
         return ((self.model._read(rows) - y) / self.model.output_spread).square().mean()
@@ -662,19 +693,19 @@ def _sound(found: Tensor, value: Tensor) -> Tensor:
     return found
 
 
-def _kept(
-    store: dict[Any, Any], of: Sequence[Tensor], key: tuple[int, ...] | None, make: Callable[[], Any]
-) -> Any:
+def _kept(store: dict[Any, Any], of: Sequence[Tensor], key: tuple[int, ...] | None, make: Callable[[], _T]) -> _T:
     """What follows from some tensors, made once for each key as long as they stay what they are."""
-    if any(one.is_inference() for one in of):
-        return make()  # such tensors do not count their changes
-    now = [(one.data_ptr(), one.dtype, one._version) for one in of]
+    try:
+        now = [(one.data_ptr(), one._version) for one in of]
+    except RuntimeError:  # tensors made in inference mode do not count their changes
+        return make()
     if store.get("of") != now or len(store) > _PLANS:
         store.clear()
         store["of"] = now
     if key not in store:
         store[key] = make()
-    return store[key]
+    found: _T = store[key]
+    return found
 
 
 def _positive(name: str, value: float) -> float:
