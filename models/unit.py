@@ -524,7 +524,7 @@ class CausalUnitTrainer:
             raise MisuseError(f"steps={steps}, batch={batch}: expected at least 1 each.")
         x, y, seen = self._check(x, y, experiments)
         self._scale(torch.cat([x, seen.rows]), y)
-        optimiser = torch.optim.Adam(self.model.parameters(), lr=self.rate)
+        optimiser = torch.optim.Adam(self.model.parameters(), lr=self.rate, fused=True)
         history = []
         for step in range(steps):
             progress = step / steps
