@@ -438,7 +438,7 @@ class StructuralModel:
             return rows.clone()
         acted = [self.names.index(name) for name in act.actions]
         pushes = [
-            action.value - rows[:, j] if isinstance(action, Set) else torch.full_like(rows[:, j], getattr(action, "by", 0))
+            action.value - rows[:, j] if isinstance(action, Set) else 0 * rows[:, j] + getattr(action, "by", 0.0)
             for j, action in zip(acted, act.actions.values(), strict=True)
         ]
         changed = torch.addmm(rows, torch.stack(pushes, 1), self._total(frozenset(act.of_kind(Set)))[acted])
