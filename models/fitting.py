@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,9 @@ _VARIES = 1e-10  # least residual variance of a number, as a share of its own
 class Training:
     """How networks are trained: for ``epochs``, or as many as make ``steps`` minibatches if that is more.
 
-    ``held_out`` is a share of the rows; a node stops after ``patience``, a share of the epochs, without improvement.
+    An additive or heteroscedastic mechanism is the mean of ``networks`` that share its ``hidden`` units and differ in
+    their start: where rows are few such networks disagree, and their mean errs less. ``held_out`` is a share of the
+    rows; a network stops after ``patience``, a share of the epochs, without improvement.
     """
 
     hidden: int = 24
@@ -44,9 +47,11 @@ class Training:
     rate: float = 0.03
     held_out: float = 0.1
     patience: float = 0.3
+    networks: int = 3
 
     def __post_init__(self) -> None:
-        whole = {"hidden": self.hidden, "epochs": self.epochs, "steps": self.steps, "batch": self.batch}
+        names = ("hidden", "networks", "epochs", "steps", "batch")
+        whole = {name: getattr(self, name) for name in names}
         if wrong := [f"{name}={value}" for name, value in whole.items() if value < 1]:
             raise MisuseError(f"{', '.join(wrong)}: expected at least 1.")
         if not 0 < self.held_out <= 0.5 or not 0 < self.rate < math.inf or not 0 < self.patience <= 1:
@@ -256,26 +261,52 @@ def _is_trained(made: Kind, parents: int) -> bool:
 def _fit_group(task: _Task, members: Sequence[int], seeds: Sequence[int]) -> list[tuple[Node, int]]:
     made, sizes = KINDS[task.kinds[members[0]]], [task.size(j) for j in members]
     size = Size(max(one.parents for one in sizes), task.training.hidden, max(one.levels for one in sizes))
-    starts = [
-        hidden_start(one, made.layout(one), torch.Generator().manual_seed(seeds[j]))
-        for j, one in zip(members, sizes, strict=True)
-    ]
     indices = [task.design.index(task.parents(j)) for j in members]
     index = torch.tensor([one + [task.design.width] * (size.parents - len(one)) for one in indices], dtype=torch.long)
     (x, y), (x_held, y_held) = (
         (task.encoded(rows)[index], torch.stack([task.target(j, rows) for j in members]))
         for rows in (task.kept, task.held)
     )
-    params = made.start(stack(made, starts, size), x, y)
-    epochs = [0] * len(members)
-    if _is_trained(made, size.parents):
+    trained = _is_trained(made, size.parents)
+    widths = _widths(task.training, many=trained and made.averaged and size.parents > 0)
+    copies = [replace(one, hidden=width) for width in widths for one in sizes]
+    starts = [
+        hidden_start(one, made.layout(one), torch.Generator().manual_seed(seeds[j] + copy))
+        for (copy, j), one in zip(product(range(len(widths)), members), copies, strict=True)
+    ]
+    kept, held = ((a.repeat(len(widths), 1, 1), b.repeat(len(widths), 1)) for a, b in ((x, y), (x_held, y_held)))
+    params = made.start(stack(made, starts, replace(size, hidden=widths[0])), *kept)
+    epochs = [0] * len(copies)
+    if trained:
         minibatches = torch.Generator().manual_seed(seeds[-1])
-        params, epochs = _train(made, params, (x, y), (x_held, y_held), task.training, minibatches)
+        params, epochs = _train(made, params, kept, held, task.training, minibatches)
+    each = unstack(made, params, copies)
+    params = stack(made, [_averaged(each[place :: len(members)]) for place in range(len(members))], size)
     params = made.finish(params, x, y)
     if made.domain == "number":
         _require_noise(task, members, y - made.mean(params, x))
     nodes = [Node(made.name, task.training.hidden, one) for one in unstack(made, params, sizes)]
-    return list(zip(nodes, epochs, strict=True))
+    return [(node, max(epochs[place :: len(members)])) for place, node in enumerate(nodes)]
+
+
+def _widths(training: Training, many: bool) -> list[int]:
+    """Hidden units of each network that is averaged: together those of one, the first widest."""
+    copies = min(training.networks, training.hidden) if many else 1
+    return [(training.hidden + copies - 1 - copy) // copies for copy in range(copies)]
+
+
+def _averaged(networks: Sequence[Params]) -> Params:
+    """The mean of networks is one network: it has the hidden units of all, each with its share of the head."""
+    joined = {
+        name: torch.stack([one[name] for one in networks]).mean(0)
+        for name in networks[0] if name not in ("hidden", "hidden_bias", "head")
+    }  # fmt: skip
+    if "hidden" in networks[0]:
+        joined["hidden"], joined["hidden_bias"] = (
+            torch.cat([one[name] for one in networks]) for name in ("hidden", "hidden_bias")
+        )
+        joined["head"] = torch.cat([one["head"] / len(networks) for one in networks], 1)
+    return joined
 
 
 def _train(

@@ -49,9 +49,10 @@ class CausalLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != self.weight.shape[1:]:
-            raise DataError(f"Rows of shape {tuple(x.shape)}: expected {self.weight.shape[1]} columns.")
-        return functional.linear(x, self.weight if self.mask is None else self.weight * self.mask, self.bias)
+        weight, mask = self.weight, self.mask
+        if x.shape[-1:] != weight.shape[1:]:
+            raise DataError(f"Rows of shape {tuple(x.shape)}: expected {weight.shape[1]} columns.")
+        return functional.linear(x, weight if mask is None else weight * mask, self.bias)
 
 
 class TemporalCausalConv(nn.Module):

@@ -56,7 +56,8 @@ class Kind:
     Without ``trained``, ``start`` is the whole fit. ``mean`` is E[x | parents] (g, n), of a category the probabilities
     (g, levels, n). ``solve`` takes noise (g, w, n) to the target (g, n), ``abduct`` draws noise given target and
     parents, and ``log_prob`` is the log density of the target. ``settled``: without parents the start is the whole fit.
-    ``additive``: target = mean + noise, whatever the parents.
+    ``additive``: target = mean + noise, whatever the parents. ``averaged``: several narrow networks are
+    trained, and their mean is the mechanism.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Kind:
     trained: tuple[str, ...] = ()
     settled: bool = False
     additive: bool = False
+    averaged: bool = False
 
 
 def kind(name: str) -> Kind:
@@ -463,13 +465,13 @@ _ADDITIVE = Kind(
     solve=lambda params, x, noise: _additive_place(params, x) + _noise_value(params, noise[:, 0]),
     abduct=lambda params, x, y, generator: _noise_score(params, y - _additive_place(params, x))[:, None],
     log_prob=_additive_log_prob, loss=_additive_loss, finish=_additive_finish, trained=_WEIGHTS, settled=True,
-    additive=True,
+    additive=True, averaged=True,
 )  # fmt: skip
 _SCALED = Kind(
     "heteroscedastic", "place and scale are networks of the parents; noise of any shape", "number", True,
     _with_noise(2),
     _from_least_squares, _scaled_mean, _scaled_solve, _scaled_abduct, _scaled_log_prob, loss=_scaled_loss,
-    finish=_scaled_finish, trained=_WEIGHTS, settled=True,
+    finish=_scaled_finish, trained=_WEIGHTS, settled=True, averaged=True,
 )  # fmt: skip
 _FLOW = Kind(
     "flow", "a monotone spline of the noise, bent by the parents", "number", True, _network(3 * _BINS + 1),

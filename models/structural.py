@@ -129,6 +129,8 @@ class StructuralModel:
         """
         rows, act = finite_rows(factual, len(self.names)), intervention(do)
         act.require(self.graph, len(rows))
+        if self.linear and _plain(act):
+            return self._changed_line(rows, act)
         below = self._below(act)
         open_noise = [self.names[j] for j in sorted(below) if not KINDS[self.nodes[j].kind].invertible]
         if open_noise and generator is None:
@@ -136,8 +138,6 @@ class StructuralModel:
                 f"A row does not settle the noise of {', '.join(open_noise)}: give a generator, and ask for an "
                 "interval with queries.counterfactual_interval."
             )
-        if self.linear and _plain(act):
-            return self._changed_line(rows, act)
         generator = generator or torch.Generator().manual_seed(0)  # no kind that is left draws from it
         result = rows.T.contiguous().clone()
         for start in range(0, len(rows), _ROWS):
@@ -434,17 +434,30 @@ class StructuralModel:
 
     def _changed_line(self, rows: Tensor, act: Intervention) -> Tensor:
         """Of linear mechanisms the noise cancels: what an action adds to its variable is carried along the slopes."""
-        pushes = torch.zeros(len(rows), len(self.names), dtype=torch.float64)
-        for name, action in act.actions.items():
-            j = self.names.index(name)
-            pushes[:, j] = action.value - rows[:, j] if isinstance(action, Set) else getattr(action, "by", 0.0)
-        total = torch.eye(len(self.names), dtype=torch.float64)
-        held = act.of_kind(Set)
-        for name in self.graph.topological_order():
-            if name not in held:
-                j, parents = self.names.index(name), self.parents(self.names.index(name))
-                total[j] += self._slopes(j) @ total[parents]
-        return self._held((rows + pushes @ total.T).T, act).T
+        if not act.actions:
+            return rows.clone()
+        acted = [self.names.index(name) for name in act.actions]
+        pushes = [
+            action.value - rows[:, j] if isinstance(action, Set) else 0 * rows[:, j] + getattr(action, "by", 0.0)
+            for j, action in zip(acted, act.actions.values(), strict=True)
+        ]
+        changed = torch.addmm(rows, torch.stack(pushes, 1), self._total(frozenset(act.of_kind(Set)))[acted])
+        return self._held(changed.T, act).T
+
+    def _total(self, held: frozenset[str]) -> Tensor:
+        """Of linear mechanisms: by how much one unit more of a variable (row) moves each (d, d), some of them held."""
+        if held not in self._totals:
+            total = torch.eye(len(self.names), dtype=torch.float64)
+            for name in self.graph.topological_order():
+                if name not in held:
+                    j, parents = self.names.index(name), self.parents(self.names.index(name))
+                    total[:, j] += total[:, parents] @ self._slopes(j)
+            self._totals[held] = total
+        return self._totals[held]
+
+    @cached_property
+    def _totals(self) -> dict[frozenset[str], Tensor]:
+        return {}
 
     def _slopes(self, j: int) -> Tensor:
         """Of a linear mechanism, natural units: (parents,)."""

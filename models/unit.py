@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +29,21 @@ from torch.nn import functional
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.graph import CausalGraph
 from causaldao.models.layers import CausalLinear, fan_in_normal
+from causaldao.models.levels import Plan, Schedule, Weights, mixed
 
 Intervention = Mapping[str, tuple[Tensor, Tensor | float]]  # name: (which rows (n,), their values (n,) or one)
 Mechanisms = Callable[[Tensor], Tensor]
+_T = TypeVar("_T")
+_Held = dict[int, tuple[Tensor, Tensor]]  # place: which rows hold the node, bool (n,), and at what, (n,) or ()
 
 _OPEN = -1  # `depth` of a unit whose graph is not settled
 _FIRST_GATES = 0.1  # spread of the gates' logits at the start: no pair is favoured by much
 _STRUCTURE = 0.7  # share of the steps in which the graph is learnt
-_SPARSITY = 0.2  # price of an expected edge, in nats a row, times structure_weight
-_ACYCLICITY = 10.0  # weight of d² h at the end of the structure steps, times structure_weight
-_TEMPERATURES = 1.0, 0.3  # of the gates, at the first and the last of the structure steps
+_SPARSITY, _ACYCLICITY = 0.2, 10.0
+_TEMPERATURES = 1.0, 0.3
 _PAIRS = 96  # rows of each side in the counterfactual loss, which compares all pairs
+_MANY, _MOST = 256, 0.75  # with so many rows, those that hold nothing are set apart unless they are few
+_PLANS = 64  # sets of held nodes whose plans are kept
 _SMALLEST = 1e-8  # residual variance, in units of the node's own: below it the likelihood has no bound
 
 
@@ -123,6 +127,8 @@ class CausalUnit(nn.Module):
         self.register_buffer("spread", torch.ones(d))
         self.register_buffer("settled", torch.zeros(d, d))
         self.register_buffer("depth", torch.tensor(_OPEN))
+        self._kept: dict[Any, Any] = {}
+        self._schedules: dict[Any, Any] = {}
         if adjacency is not None:
             self.settle(adjacency)
 
@@ -181,25 +187,24 @@ class CausalUnit(nn.Module):
         """Solve the model from its noise, under do: (n, d) -> (n, d).
 
         mask (n, d) or (d,): bool, or a weight in [0, 1] (a soft intervention: the mixture of held and natural); value
-        of the same shapes, read where the mask is not 0. Exact after as many sweeps as the longest path has nodes.
+        of the same shapes, read where the mask is not 0. Exact: a settled graph is solved level by level, another
+        adjacency in as many sweeps as its longest path has nodes.
         """
         noise = self._rows(noise)
-        graph, depth = self._chosen(adjacency, len(noise))
-        f = self._mechanisms(graph)
-        scaled = noise / self.spread
         if (mask is None) != (value is None):
             raise MisuseError("do() needs a mask and its values: give both or neither.")
-        if mask is None or value is None:
-            now = torch.zeros_like(scaled)
-            for _ in range(depth + 1):
-                now = f(now) + scaled
-            return self.centre + self.spread * now
-        held, value = self._do(mask, value, noise)
-        goal = (value - self.centre) / self.spread
-        now = torch.lerp(scaled, goal, held)
-        for _ in range(depth + 1):
-            now = torch.lerp(f(now) + scaled, goal, held)
-        return torch.where(held == 1, value, self.centre + self.spread * now)
+        scaled, held, goal = noise / self.spread, None, None
+        if mask is not None and value is not None:
+            held, value = self._do(mask, value, noise)
+            goal = (value - self.centre) / self.spread
+        if adjacency is None and not self.learns_structure:
+            now = self._plan(None).solve(scaled, held, goal)
+        else:
+            now = _swept(scaled, held, goal, *self._sweeps(adjacency, len(noise)))
+        found = self.centre + self.spread * now
+        if held is None or value is None:
+            return found
+        return _sound(torch.where(held == 1, value, found), value)
 
     def counterfactual(self, x: Tensor, mask: Tensor, value: Tensor, adjacency: Tensor | None = None) -> Tensor:
         """Abduction, action, prediction: the same rows had do been done, (n, d) -> (n, d).
@@ -207,17 +212,33 @@ class CausalUnit(nn.Module):
         The noise is x - f(x), so a node that descends from no held one comes back bit for bit. Arguments as `forward`.
         """
         x = self._rows(x)
-        graph, depth = self._chosen(adjacency, len(x))
         held, value = self._do(mask, value, x)
-        f = self._mechanisms(graph)
-        scaled = (x - self.centre) / self.spread
-        goal = (value - self.centre) / self.spread
-        now = torch.lerp(scaled, goal, held)
-        if depth:
-            before = f(scaled)
-            for _ in range(depth):
-                now = torch.lerp(scaled + (f(now) - before), goal, held)
-        return torch.where(held == 1, value, x + self.spread * (now - scaled))
+        scaled, goal = (x - self.centre) / self.spread, (value - self.centre) / self.spread
+        if adjacency is None and not self.learns_structure:
+            plan = self._plan(tuple(range(len(self.names))))
+            now = plan.change(scaled, list(zip(held.T, goal.T, strict=True)))
+        else:
+            now = _changed(scaled, held, goal, *self._sweeps(adjacency, len(x)))
+        return _sound(torch.where(held == 1, value, x + self.spread * (now - scaled)), value)
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's.
+
+        In eval mode without gradients, what follows from the parameters alone is kept from call to call. Optimisers
+        and `load_state_dict` are noticed; call this after a write to a parameter's ``.data``, which leaves no trace.
+        """
+        self._kept.clear()
+        return super().train(mode)
+
+    def _plan(self, held: tuple[int, ...] | None) -> Plan:
+        """How the settled graph is solved below held nodes; None: from the noise."""
+        if self.training or torch.is_grad_enabled():
+            return self._planned(held)
+        return _kept(self._kept, self._tensors(), held, lambda: self._planned(held))
+
+    def _planned(self, held: tuple[int, ...] | None) -> Plan:
+        schedule = _kept(self._schedules, (self.settled,), held, lambda: Schedule.of(self.settled, held))
+        return Plan.of(schedule, Weights(self.settled, self.weight, self.bias, self.head, self.offset))
 
     def _mechanisms(self, adjacency: Tensor) -> Mechanisms:
         d, hidden = self.bias.shape
@@ -240,15 +261,13 @@ class CausalUnit(nn.Module):
 
         return all_
 
-    def _chosen(self, adjacency: Tensor | None, n: int) -> tuple[Tensor, int]:
-        if adjacency is not None:
-            adjacency = self._adjacency(adjacency, n)
-            return adjacency, _depth(adjacency, self.names)
-        depth = int(self.depth)
-        if depth != _OPEN:
-            return self.settled, depth
-        graph = self.graph
-        return graph, _depth(graph, self.names)
+    def _sweeps(self, adjacency: Tensor | None, n: int) -> tuple[Mechanisms, int]:
+        """All mechanisms at once, and how often they must be applied: the edges on the longest path."""
+        graph = self.graph if adjacency is None else self._adjacency(adjacency, n)
+        return self._mechanisms(graph), _depth(graph, self.names)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.settled, self.weight, self.bias, self.head, self.offset
 
     def _adjacency(self, adjacency: Tensor, n: int) -> Tensor:
         d = len(self.names)
@@ -269,11 +288,28 @@ class CausalUnit(nn.Module):
                 raise DataError(
                     f"{what} of shape {tuple(given.shape)}: expected {tuple(like.shape)}, one per row and node."
                 )
-        held = mask.to(like.dtype).expand_as(like)
+        held = mask.expand_as(like) if mask.dtype == torch.bool else mask.to(like.dtype).expand_as(like)
         if mask.dtype != torch.bool and not bool(((held >= 0) & (held <= 1)).all()):
             raise DataError(f"A mask from {float(held.min()):g} to {float(held.max()):g}: expected weights in [0, 1].")
-        value = value.to(like.dtype).expand_as(like).masked_fill(held == 0, 0.0)
-        return held, _finite("Values", value, len(self.names))
+        return held, value.to(like.dtype).expand_as(like).masked_fill(held == 0, 0.0)
+
+
+def _swept(scaled: Tensor, held: Tensor | None, goal: Tensor | None, f: Mechanisms, depth: int) -> Tensor:
+    now = torch.zeros_like(scaled) if held is None or goal is None else mixed(held, goal, scaled)
+    for _ in range(depth + 1):
+        now = f(now) + scaled
+        if held is not None and goal is not None:
+            now = mixed(held, goal, now)
+    return now
+
+
+def _changed(scaled: Tensor, held: Tensor, goal: Tensor, f: Mechanisms, depth: int) -> Tensor:
+    now = mixed(held, goal, scaled)
+    if depth:
+        before = f(scaled)
+        for _ in range(depth):
+            now = mixed(held, goal, scaled + (f(now) - before))
+    return now
 
 
 class CausalUnitNetwork(nn.Module):
@@ -330,9 +366,21 @@ class CausalUnitNetwork(nn.Module):
 
     def forward(self, x: Tensor, interventions: Sequence[Intervention] = ()) -> Tensor:
         """The outputs of the rows under the interventions; without any, of the rows as they are."""
-        if not interventions:
-            return self._read(_finite("Rows", x, len(self.unit.names)))
-        return self._read(self.unit.counterfactual(x, *self.held(x, interventions)))
+        unit = self.unit
+        x = _finite("Rows", x, len(unit.names))
+        held = _columns(unit.names, interventions, x) if interventions else {}
+        if held and unit.learns_structure:
+            return self._read(unit.counterfactual(x, *_spread_out(held, x)))
+        centre, spread = unit.centre, unit.spread
+        scaled = (x - centre) / spread
+        if not held:
+            return self._output(scaled)
+        goals = [(mask, (value - centre[j]) / spread[j]) for j, (mask, value) in held.items()]
+        # contiguous as plain rows are, or the products of rows that nothing holds would round another way
+        found = self._output(_some_changed(unit._plan(tuple(held)), scaled, goals).contiguous())
+        if not math.isfinite(found.detach().sum().item()):
+            _finite("Values", _spread_out(held, x)[1], len(unit.names))
+        return found
 
     def counterfactual(self, x: Tensor, y: Tensor, interventions: Sequence[Intervention]) -> tuple[Tensor, Tensor]:
         """(x, y) of the same rows had the interventions been done: y keeps its own noise, y - output(x)."""
@@ -342,18 +390,35 @@ class CausalUnitNetwork(nn.Module):
 
     def held(self, x: Tensor, interventions: Sequence[Intervention]) -> tuple[Tensor, Tensor]:
         """The interventions as (mask, value), each (n, input_dim); a value is 0 where nothing is held."""
-        return _gather(self.unit.names, interventions, x)
+        return _spread_out(_columns(self.unit.names, interventions, x), x)
 
     def _read(self, x: Tensor) -> Tensor:
-        scaled: Tensor = self.head((x - self.unit.centre) / self.unit.spread)
-        return self.output_centre + self.output_spread * scaled
+        return self._output((x - self.unit.centre) / self.unit.spread)
+
+    def _output(self, scaled: Tensor) -> Tensor:
+        return torch.addcmul(self.output_centre, self.output_spread, self.head(scaled))
 
 
-def _gather(names: Sequence[str], interventions: Sequence[Intervention], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Named interventions as mask (n, d) bool and value (n, d), 0 where free; differentiable in the values."""
+def _some_changed(plan: Plan, scaled: Tensor, held: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """`Plan.change` of the rows in which anything is held, if that spares many."""
+    if len(scaled) < _MANY:
+        return plan.change(scaled, held)
+    some = held[0][0] if len(held) == 1 else torch.stack([mask for mask, _ in held]).any(0)
+    rows = some.nonzero().squeeze(1)
+    if len(rows) > _MOST * len(scaled):
+        return plan.change(scaled, held)
+    chosen = [
+        (mask.index_select(0, rows), value.index_select(0, rows) if value.ndim else value) for mask, value in held
+    ]
+    return scaled.index_copy(0, rows, plan.change(scaled.index_select(0, rows), chosen))
+
+
+def _columns(
+    names: Sequence[str], interventions: Sequence[Intervention], x: Tensor
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Named interventions by place; those of one node together."""
     _shaped("Rows", x, len(names))
-    masks = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
-    values = torch.zeros_like(x)
+    found: _Held = {}
     for name, (mask, value) in ((name, pair) for intervention in interventions for name, pair in intervention.items()):
         if name not in names:
             raise MisuseError(f"do() names {name}, which the model lacks. It has {', '.join(names)}.")
@@ -363,13 +428,23 @@ def _gather(names: Sequence[str], interventions: Sequence[Intervention], x: Tens
                 f"do({name}) has a {mask.dtype} mask of shape {tuple(mask.shape)} and values of shape "
                 f"{tuple(given.shape)}: expected a bool mask of shape ({len(x)},), and as many values or one."
             )
-        if bool((masks[:, j] & mask).any()):
-            row = int((masks[:, j] & mask).nonzero()[0])
-            raise MisuseError(
-                f"{name} is held twice in row {row}: merge the interventions or make their masks disjoint."
-            )
-        masks[:, j] |= mask
-        values[:, j] = torch.where(mask, given, values[:, j])
+        if j in found:
+            before, value_before = found[j]
+            if bool((before & mask).any()):
+                row = int((before & mask).nonzero()[0])
+                raise MisuseError(
+                    f"{name} is held twice in row {row}: merge the interventions or make their masks disjoint."
+                )
+            mask, given = before | mask, torch.where(mask, given, value_before)
+        found[j] = mask, given
+    return found
+
+
+def _spread_out(held: _Held, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as mask (n, d) bool and value (n, d), 0 where free; differentiable in the values."""
+    masks, values = torch.zeros(x.shape, dtype=torch.bool, device=x.device), torch.zeros_like(x)
+    for j, (mask, value) in held.items():
+        masks[:, j], values[:, j] = mask, torch.where(mask, value, 0.0)
     return masks, values
 
 
@@ -392,9 +467,12 @@ class CausalUnitTrainer:
     needs no counterfactual that nobody could observe, and acts once the graph is settled; outcome: mean squared error.
 
     schedule(progress in [0, 1]) is the share of interventional rows in a batch; by default intervention_prob always.
+    While the graph is open, an expected edge costs ``sparsity`` nats a row and DAGMA's h grows to ``acyclicity`` d² h,
+    both times structure_weight; the gates cool from the first of ``temperatures`` to the second.
 
     Raises:
-        MisuseError: a probability outside [0, 1], a negative weight, fewer than one step, or no experiments to draw.
+        MisuseError: a probability outside [0, 1], a negative weight, a temperature or rate that is not positive, fewer
+            than one step, or no experiments to draw.
         DataError: rows, masks or outcomes of the wrong shape or not finite, or a constant column.
     """
 
@@ -407,17 +485,26 @@ class CausalUnitTrainer:
         *,
         schedule: Callable[[float], float] | None = None,
         cut: bool = True,
+        sparsity: float = _SPARSITY,
+        acyclicity: float = _ACYCLICITY,
+        temperatures: tuple[float, float] = _TEMPERATURES,
         rate: float = 0.02,
         generator: torch.Generator | None = None,
     ) -> None:
         if not 0 <= intervention_prob <= 1:
             raise MisuseError(f"intervention_prob={intervention_prob}: expected a share in [0, 1].")
-        for name, weight in (("counterfactual_weight", counterfactual_weight), ("structure_weight", structure_weight)):
+        weights = {
+            "counterfactual_weight": counterfactual_weight, "structure_weight": structure_weight,
+            "sparsity": sparsity, "acyclicity": acyclicity,
+        }  # fmt: skip
+        for name, weight in weights.items():
             if not (weight >= 0 and math.isfinite(weight)):
                 raise MisuseError(f"{name}={weight}: expected a finite number of at least 0.")
         self.model, self.cut, self.rate, self.generator = model, cut, _positive("rate", rate), generator
         self.intervention_prob = intervention_prob
         self.counterfactual_weight, self.structure_weight = counterfactual_weight, structure_weight
+        self.sparsity, self.acyclicity = sparsity, acyclicity
+        self.temperatures = tuple(_positive("temperatures", one) for one in temperatures)
         self.schedule = schedule or (lambda _: intervention_prob)
 
     def train(
@@ -437,7 +524,7 @@ class CausalUnitTrainer:
             raise MisuseError(f"steps={steps}, batch={batch}: expected at least 1 each.")
         x, y, seen = self._check(x, y, experiments)
         self._scale(torch.cat([x, seen.rows]), y)
-        optimiser = torch.optim.Adam(self.model.parameters(), lr=self.rate)
+        optimiser = torch.optim.Adam(self.model.parameters(), lr=self.rate, fused=True)
         history = []
         for step in range(steps):
             progress = step / steps
@@ -480,7 +567,7 @@ class CausalUnitTrainer:
     def _fit(self, rows: Tensor, held: Tensor, progress: float) -> Tensor:
         unit = self.model.unit
         scaled = (rows - unit.centre) / unit.spread
-        hot, cold = _TEMPERATURES
+        hot, cold = self.temperatures
         temperature = hot * (cold / hot) ** min(1.0, progress / _STRUCTURE)
         gates = unit.gates(len(rows), temperature, self.generator) if unit.learns_structure else unit.settled
         free = 1 - held.to(rows.dtype) if self.cut else torch.ones_like(rows)
@@ -491,7 +578,7 @@ class CausalUnitTrainer:
     def _structure(self, progress: float) -> Tensor:
         likely, d = self.model.unit.probabilities(), len(self.model.unit.names)
         ramp = min(1.0, progress / _STRUCTURE)
-        return _SPARSITY * likely.sum() + _ACYCLICITY * ramp * d * d * acyclicity(likely)
+        return self.sparsity * likely.sum() + self.acyclicity * ramp * d * d * acyclicity(likely)
 
     def _outcome(self, rows: Tensor, y: Tensor) -> Tensor:
         return ((self.model._read(rows) - y) / self.model.output_spread).square().mean()
@@ -597,6 +684,28 @@ def _finite(what: str, given: Tensor, columns: int, rows: int | None = None) -> 
         value: Any = given[row, column].item()
         raise DataError(f"{what}: row {row}, column {column} is {value}, expected finite numbers.")
     return given
+
+
+def _sound(found: Tensor, value: Tensor) -> Tensor:
+    """What was found; values that were held are part of it, so that only if it is not finite they are looked at."""
+    if not math.isfinite(found.detach().sum().item()):
+        _finite("Values", value, found.shape[1])
+    return found
+
+
+def _kept(store: dict[Any, Any], of: Sequence[Tensor], key: tuple[int, ...] | None, make: Callable[[], _T]) -> _T:
+    """What follows from some tensors, made once for each key as long as they stay what they are."""
+    try:
+        now = [(one.data_ptr(), one._version) for one in of]
+    except RuntimeError:  # tensors made in inference mode do not count their changes
+        return make()
+    if store.get("of") != now or len(store) > _PLANS:
+        store.clear()
+        store["of"] = now
+    if key not in store:
+        store[key] = make()
+    found: _T = store[key]
+    return found
 
 
 def _positive(name: str, value: float) -> float:

@@ -11,9 +11,9 @@ import torch
 
 from causaldao.errors import DataError, MisuseError
 from causaldao.models.design import Design
-from causaldao.models.fitting import Training, _fit_group, _Task, ensemble, fit, kinds_of, shared_units
+from causaldao.models.fitting import Training, _averaged, _fit_group, _Task, ensemble, fit, kinds_of, shared_units
 from causaldao.models.graph import CausalGraph
-from causaldao.models.mechanisms import KINDS
+from causaldao.models.mechanisms import KINDS, Size, hidden_start
 from tests.models.structural_models import GRAPH as LINE
 from tests.models.structural_models import NAMES, SLOPES
 from tests.models.structural_models import line as planted_line
@@ -195,3 +195,30 @@ def test_wrong_settings_pass() -> None:
             Training(**wrong)
     with pytest.raises(MisuseError, match="members=1"):
         ensemble(pair("additive", 60)[0], PAIR, members=1, generator=generator())
+
+
+def test_the_mean_of_networks_is_another_function() -> None:
+    made, networks = KINDS["heteroscedastic"], []
+    for seed, width in enumerate((3, 3, 2)):
+        size = Size(2, width, 0)
+        start = hidden_start(size, made.layout(size), generator(seed))
+        drawn = {name: torch.randn(start[name].shape, generator=generator(seed)) for name in ("head", "linear", "bias")}
+        networks.append({**start, **drawn})
+    x = torch.randn(2, 50, generator=generator(9))
+
+    def output(one: dict[str, torch.Tensor]) -> torch.Tensor:
+        hidden = torch.tanh(one["hidden"] @ x + one["hidden_bias"])
+        return one["linear"] @ x + one["bias"] + one["head"] @ hidden
+
+    mean = _averaged(networks)
+    assert {name: value.shape for name, value in mean.items()} == made.layout(Size(2, 8, 0))
+    torch.testing.assert_close(output(mean), torch.stack([output(one) for one in networks]).mean(0))
+
+
+def test_hidden_units_are_lost_when_networks_share_them() -> None:
+    frame, _ = pair("additive", 200)
+    for hidden, networks in ((7, 3), (2, 5), (4, 1)):
+        training = Training(hidden, 2, 10, networks=networks)
+        node = fit(frame, PAIR, "additive", generator=generator(), training=training).model.nodes[1]
+        assert (node.hidden, node.params["hidden"].shape[0]) == (hidden, hidden)
+        assert (node.params["head"] != 0).all()

@@ -310,6 +310,9 @@ def test_the_graph_is_guessed_from_the_order_of_the_columns() -> None:
         {"cut": False},
         {"structure": False},
         {"schedule": lambda progress: progress},
+        {"sparsity": 0.0},
+        {"acyclicity": 0.0},
+        {"temperatures": (1.0, 1.0)},
     ],
     ids=lambda switch: next(iter(switch)),
 )
@@ -398,6 +401,8 @@ BAD: dict[str, tuple[Callable[[], object], type[CausalDAOError], str]] = {
     "temperature": (lambda: CausalUnit(NAMES).probabilities(0.0), MisuseError, "temperature=0.0"),
     "probability": (_train(draw(9, 3), intervention_prob=1.5), MisuseError, r"intervention_prob=1.5.*\[0, 1\]"),
     "weight": (_train(draw(9, 3), structure_weight=math.nan), MisuseError, "structure_weight=nan"),
+    "sparsity": (_train(draw(9, 3), sparsity=-1.0), MisuseError, r"sparsity=-1.0.*at least 0"),
+    "gates": (_train(draw(9, 3), temperatures=(1.0, 0.0)), MisuseError, "temperatures=0.0"),
     "no experiments": (_train(draw(9, 3)), MisuseError, "pass experiments, or set intervention_prob=0"),
     "constant": (_train(torch.zeros(9, 3), intervention_prob=0.0), DataError, "x1, x2, x3 does not vary over 9 rows"),
     "held shape": (_train(draw(9, 3), Experiments(draw(9, 3), ALL)), DataError, "expected bool"),

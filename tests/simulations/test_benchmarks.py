@@ -142,9 +142,17 @@ def test_the_unit_is_measured_without_its_guesses_its_published_figures_or_a_wor
     assert set(found["ablations"]) == {"of", *variants}
     assert found["ablations"]["head-alone"]["r2_change"]["mean"] == pytest.approx(0, abs=1e-6)
     assert found["ablations"]["full"] != found["ablations"]["no-cut"]
-    assert (set(found["multi"]), set(found["noise"]), set(found["forward"])) == (set("1234"), {"0.5"}, {"32", "1024"})
-    assert found["forward"]["32"]["mlp_parameters"] >= found["forward"]["32"]["parameters"]
-    assert len(found["aims"]) == 3 + 4
+    assert (set(found["multi"]), set(found["noise"]), set(found["forward"])) == (
+        set("1234"),
+        {"0.5"},
+        {"1", "64", "1024"},
+    )
+    for times in found["forward"].values():
+        assert times["parameters"] <= min(times["mlp_parameters"], times["deep_mlp_parameters"])
+    assert len(found["aims"]) == 3 + 3 * 3
+    change, cut = found["ablations"]["no-cut"]["change"], found["ablations"]["no-cut"]["beyond_error"]
+    assert found["ablations"]["full"]["beyond_error"] == []
+    assert all((key in cut) == (one["interval"][0] * one["interval"][1] > 0) for key, one in change.items())
     assert "fork, full, noise 1, seed 1" in capfd.readouterr().err
     with pytest.raises(MisuseError, match="no graph ring; choose among chain"):
         run("causal-unit", graphs=("ring",))
@@ -164,10 +172,19 @@ def test_two_of_the_five_graphs_are_the_same() -> None:
 def test_a_reversed_edge_is_right_or_a_missing_one_is_counted_twice() -> None:
     true = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 0, 0]])
     found = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 1, 0]])  # 0 -> 1 right, 0 -> 2 missing, 2 -> 1 too many
-    assert causal_unit.structure(found, true) == {"skeleton_f1": 0.5, "directed_f1": 0.5, "shd": 2}
-    turned = causal_unit.structure(true.T, true)
-    assert turned == {"skeleton_f1": 1, "directed_f1": 0, "shd": 2}
-    assert causal_unit.structure(true * 0, true) == {"skeleton_f1": 0, "directed_f1": 0, "shd": 2}
+    # the classes: 0 -> 1 <- 2 keeps its directions, and of the fork 1 <- 0 -> 2 none is known
+    expected = {"skeleton_f1": 0.5, "directed_f1": 0.5, "shd": 2, "class_f1": 0, "class_shd": 3}
+    assert causal_unit.structure(found, true) == expected
+    turned = causal_unit.structure(true.T, true)  # a collider
+    assert turned == {"skeleton_f1": 1, "directed_f1": 0, "shd": 2, "class_f1": 0, "class_shd": 2}
+    none = causal_unit.structure(true * 0, true)
+    assert none == {"skeleton_f1": 0, "directed_f1": 0, "shd": 2, "class_f1": 0, "class_shd": 2}
+
+
+def test_graphs_that_no_observation_tells_apart_have_other_classes() -> None:
+    chain = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    scores = causal_unit.structure(chain.T, chain)
+    assert (scores["directed_f1"], scores["class_f1"], scores["class_shd"]) == (0, 1, 0)
 
 
 def test_the_planted_model_moves_what_does_not_descend_or_passes_a_held_node() -> None:
