@@ -15,6 +15,7 @@ from causaldao.budget import plan
 from causaldao.decisions import (
     Learnt,
     decide_pool,
+    evidence_of_answers,
 )
 from causaldao.errors import CausalDAOError, Finding
 from causaldao.ledger.verify import Line, Report
@@ -138,12 +139,18 @@ class Case:
         for line in self.lines("evidence"):
             (entry,) = line.body["manifest"]
             triangle = np.frombuffer(self.payload(entry["sha256"]), dtype="<i8")
-            found[str(line.body["member"])] = Evidence.from_release(triangle, study.dictionary, sigma)
+            found[str(line.body["member"])] = Evidence.from_release(triangle, study.encoding, sigma)
         return found
 
     @cached_property
     def pool(self) -> Pool:
         return decide_pool(self.given, self.evidence, len(self.members))
+
+    @cached_property
+    def answers(self) -> tuple[Evidence, tuple[float | None, ...]]:
+        """The evidence that effects and the first model are read from, with the pool's bounds."""
+        assert self.proposal is not None
+        return evidence_of_answers(self.given, self.pool.evidence, self.pool.bounds, self.proposal.reading)
 
     @cached_property
     def proposal(self) -> Proposal | None:

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -119,13 +119,38 @@ class FeatureMap:
 
     @property
     def centre(self) -> Tensor:
-        """(k,) zeros: features have no other unit than their own."""
-        return torch.zeros(sum(self.blocks), dtype=torch.float64)
+        """(k,) a number's own, in its first column if its waves have it there; 0 of features, which have no other unit
+        than their own."""
+        return self._by_column([v.centre for v in self.variables], 0.0)
 
     @property
     def half(self) -> Tensor:
-        """(k,) ones."""
-        return torch.ones(sum(self.blocks), dtype=torch.float64)
+        """(k,) likewise; 1 of features."""
+        return self._by_column([v.half for v in self.variables], 1.0)
+
+    def _by_column(self, own: Sequence[float], other: float) -> Tensor:
+        found = []
+        for variable, size, value in zip(self.variables, self.blocks, own, strict=True):
+            number = variable.kind != "categorical" and (self.linear or not self._waved(variable))
+            found += [value if number else other, *[other] * (size - 1)]
+        return torch.tensor(found, dtype=torch.float64)
+
+    def plain(self, evidence: Evidence) -> Evidence:
+        """The evidence of this map with the waves left out: a number is one column again; levels keep theirs.
+
+        Raises:
+            ConfigurationError: a map of waves without the number itself.
+        """
+        waved = {variable.name for variable in self.variables if self._waved(variable)}
+        if waved and not self.linear:
+            raise ConfigurationError("Waves without the number itself have no plain evidence: take linear = True.")
+        owned = [list(evidence.columns(name))[: 1 if name in waved else None] for name in evidence.names]
+        columns = [c for own in owned for c in own]
+        cells = [0, *(c + 1 for c in columns)]
+        return replace(
+            evidence, moments=evidence.moments[cells][:, cells], centre=evidence.centre[columns],
+            half=evidence.half[columns], blocks=tuple(map(len, owned)),
+        )  # fmt: skip
 
     def lattice_rows(self, frame: pd.DataFrame) -> Integers:
         """(n, k+1) int64: (1, φ) in lattice steps, numbers clipped to their bounds; ‖row‖² ≤ C²·lattice² exactly.
