@@ -81,7 +81,7 @@ class Mark:
             raise IdentityError(f"A mark of the proposal is not in its JSON form: {error}.") from error
         if not (named and apart and real) or numbers[2] < 0:
             raise IdentityError(f"The mark {nodes} given {given} with numbers {numbers} is none that discovery makes.")
-        return Mark(nodes, given, *map(float, numbers), along=along)
+        return Mark(nodes, given, float(numbers[0]), float(numbers[1]), float(numbers[2]), along)
 
 
 @dataclass(frozen=True)

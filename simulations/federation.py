@@ -201,7 +201,8 @@ def _pooled(study: Study, frame: pd.DataFrame, effect: Mapping[str, Any]) -> flo
     """The pooled, non-private reference: least squares on everybody's true rows, which only a simulation has."""
     if effect["estimate"] is None:
         return None
-    columns, adjustment = {}, []
+    columns: dict[str, Any] = {}
+    adjustment: list[str] = []
     for name in [effect["treatment"], effect["outcome"], *effect["adjustment"]]:
         variable = study.variable(name)
         if variable.kind == "categorical":

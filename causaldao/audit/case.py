@@ -20,6 +20,7 @@ from causaldao.decisions import (
 from causaldao.errors import CausalDAOError, Finding
 from causaldao.ledger.verify import Line, Report
 from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.reading import Reading
 from causaldao.pool import Pool
 from causaldao.signing import Statement, peek
 from causaldao.study import Study
@@ -149,8 +150,8 @@ class Case:
     @cached_property
     def answers(self) -> tuple[Evidence, tuple[float | None, ...]]:
         """The evidence that effects and the first model are read from, with the pool's bounds."""
-        assert self.proposal is not None
-        return evidence_of_answers(self.given, self.pool.evidence, self.pool.bounds, self.proposal.reading)
+        reading = Reading() if self.proposal is None else self.proposal.reading
+        return evidence_of_answers(self.given, self.pool.evidence, self.pool.bounds, reading)
 
     @cached_property
     def proposal(self) -> Proposal | None:

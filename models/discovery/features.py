@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal, get_args
 
 import numpy as np
@@ -33,6 +34,8 @@ from causaldao.errors import ConfigurationError, DataError
 from causaldao.models.discovery.evidence import Evidence, Floats, Integers, Variable, numbers, on_lattice
 
 Features = Literal["identity", "one-hot", "fourier"]
+_CHANCE = 1e-9  # that noise alone makes evidence look impossible
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,52 @@ class FeatureMap:
             evidence, moments=evidence.moments[cells][:, cells], centre=evidence.centre[columns],
             half=evidence.half[columns], blocks=tuple(map(len, owned)),
         )  # fmt: skip
+
+    def impossible(self, evidence: Evidence) -> str:
+        """Why no records at all make this evidence, whatever its noise; "" if some may.
+
+        A record has one level, so two indicators of a variable never meet, and an indicator is its own square. The
+        waves of a number have a known norm. A record that was shortened has less of each. What noise of the declared
+        scale does once in a billion times is let pass.
+        """
+        sigma, most = evidence.noise, NormalDist().inv_cdf(1 - _CHANCE / (2 * max(1, evidence.d**2)))
+        for name, wrong, excess, parts in self._limits(evidence):
+            if excess > most * sigma * math.sqrt(parts) + _ROUNDING * evidence.count:
+                return (
+                    f"{wrong.format(repr(name))} by {excess:.4g} records, where noise of {sigma:.4g} allows "
+                    f"{most * sigma * math.sqrt(parts):.4g}"
+                )
+        return ""
+
+    def _limits(self, evidence: Evidence) -> Iterator[tuple[str, str, float, float]]:
+        """(variable, what is exceeded, by how much, the noise variance of that in σ²)."""
+        count, whole = evidence.count, self.clip >= self._most() * (1 - 1e-9)
+        for variable in self.variables:
+            cells = [1 + c for c in evidence.columns(variable.name)]
+            sums, own = evidence.moments[0, cells], evidence.moments[cells][:, cells]
+            name, squares = variable.name, own.diagonal()
+            if variable.kind == "categorical":
+                both, size = own - squares.diag(), len(cells)
+                beyond = squares - sums
+                yield name, "two levels of {} are taken at once", float(both.abs().max()), 0.5
+                yield (
+                    name,
+                    "a level of {} differs from its square",
+                    float((beyond.abs() if whole else beyond).max()),
+                    1.5,
+                )
+                yield name, "a level of {} is negative", float((-sums).max()), 0.5
+                yield name, "the levels of {} exceed the records", float(sums.sum()) - count, 1 + size / 2
+                continue
+            waves = squares[int(self.linear) :] if self._waved(variable) else squares[:0]
+            yield name, "the square of {} exceeds its bounds", float(squares[0]) - count, 2.0
+            if len(waves):
+                norm = 2.0 * -(-self.waves // 2) / self.waves
+                room = 2 * math.sqrt(norm * len(waves)) / self.lattice * count
+                beyond = waves.sum() - norm * count
+                two = whole and self.waves % 2 == 0
+                excess = float(beyond.abs() if two else beyond) - room
+                yield name, "the waves of {} have another norm", excess, len(waves) + norm**2
 
     def lattice_rows(self, frame: pd.DataFrame) -> Integers:
         """(n, k+1) int64: (1, φ) in lattice steps, numbers clipped to their bounds; ‖row‖² ≤ C²·lattice² exactly.
