@@ -4,7 +4,7 @@ the pure functions that the coordinator runs and an auditor runs again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 from typing import Any
@@ -83,9 +83,10 @@ def _rules(study: Study) -> tuple[str, ...]:
 def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
     """What lies within the rules' bounds and yet asks much of them, in words; ``members`` 0: their number is open."""
     faulty, spec = study.consensus.faulty, study.aggregation
+    found = list(_feature_cautions(study))
     if not faulty or not study.training.rounds:
-        return ()
-    found, enough = [], ceil(faulty / MOST_FAULTY)
+        return tuple(found)
+    enough = ceil(faulty / MOST_FAULTY)
     if (members or least_members(study)) < enough:
         share = f"{faulty} of {members}" if members else f"With fewer than {enough} members, faulty = {faulty}"
         found.append(
@@ -105,6 +106,15 @@ def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
             "other: the bound of the rule does not carry over to the model."
         )
     return tuple(found)
+
+
+def _feature_cautions(study: Study) -> Iterator[str]:
+    encoding = study.encoding
+    if isinstance(encoding, FeatureMap) and encoding.clip < encoding.least:
+        yield (
+            f"discovery.clip {encoding.clip:g} shortens every record: with these features none has a squared norm "
+            f"below {encoding.least:g}. Raise the clip to about {encoding.least + 1:g}, or leave it out."
+        )
 
 
 def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) -> Pool:

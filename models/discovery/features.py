@@ -105,6 +105,11 @@ class FeatureMap:
         most = 1.0 + sum(waves + self.linear if self._waved(variable) else 1.0 for variable in self.variables)
         return most + 2 * math.sqrt(most * sum(self.blocks)) / self.lattice
 
+    @property
+    def least(self) -> float:
+        """The smallest ‖x‖² that a record can have: where the clip is below it, every record is shortened."""
+        return 1.0 + sum(2 * (self.waves // 2) / self.waves for v in self.variables if self._waved(v))
+
     def _waved(self, variable: Variable) -> bool:
         return self.features == "fourier" and variable.kind in ("continuous", "count")
 
