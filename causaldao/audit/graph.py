@@ -15,6 +15,7 @@ from causaldao.decisions import (
     estimate_effects,
 )
 from causaldao.ledger.verify import Line
+from causaldao.models.discovery.features import FeatureMap
 
 
 def pool(case: Case, result: Audit) -> None:
@@ -25,6 +26,11 @@ def pool(case: Case, result: Audit) -> None:
     result.checked.append(f"pool of {len(case.evidence)} members' evidence")
     if wrong:
         result.faults.append(Fault(line.index, f"the pool does not follow from the evidence: {wrong}"))
+    encoding = case.given.encoding
+    if isinstance(encoding, FeatureMap):
+        for member, (spoken, _) in case.words("evidence").items():
+            if impossible := encoding.impossible(case.evidence[member]):
+                result.faults.append(Fault(spoken.index, f"the evidence of {member} should not be taken: {impossible}"))
 
 
 def proposal(case: Case, result: Audit) -> None:

@@ -13,6 +13,7 @@ from causaldao.ballots import cast
 from causaldao.decisions import decide_pool, decide_proposal
 from causaldao.models.discovery import discover
 from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.features import FeatureMap
 from causaldao.models.graph import CausalGraph
 from causaldao.models.pattern import f1
 from causaldao.simulations.attacks import Conduct
@@ -151,3 +152,17 @@ def test_a_study_of_waves_trains_on_numbers_and_answers_in_their_units(tmp_path:
     assert effect["bound"] is None
     assert ("a", "b") in CausalGraph.from_json(result["graph"]["pattern"]).skeleton()
     assert not small.audited(tmp_path / "run").faults
+
+
+@pytest.mark.skipif(not count(0, 1), reason="a whole federation more: with CAUSALDAO_PROVE=1")
+def test_an_auditor_finds_impossible_evidence_that_a_coordinator_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting(members=5)
+    data = planted_mixed.rows(np.random.default_rng(2), 600 * 5)
+    with monkeypatch.context() as blind:
+        blind.setattr(FeatureMap, "impossible", lambda self, evidence: "")
+        conducts = {setting.names[1]: Conduct(act=_overlapping)}
+        simulate(planted_mixed.study(faulty=1), data, tmp_path / "run", setting, conducts=conducts)
+    (fault,) = small.audited(tmp_path / "run").faults
+    assert f"the evidence of {setting.names[1]} should not be taken: two levels of 'ward'" in fault.what
