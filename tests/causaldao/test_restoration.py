@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from causaldao.ballots import Proposal, cast, recheck
+from causaldao.ballots import Mark, Proposal, cast, recheck
 from causaldao.decisions import decide_adoption, decide_pool, decide_proposal, estimate_effects, evidence_of_answers
 from causaldao.errors import ConfigurationError, IdentityError
 from causaldao.models.discovery.evidence import Evidence, partial
+from causaldao.models.discovery.reading import Reading
 from causaldao.simulations.datasets import linear_gaussian
 from causaldao.study import Study
 from tests.causaldao import cases
@@ -83,6 +85,17 @@ def test_ballots_follow_from_the_evidence_as_the_proposal_reads_it(
     own = evidence["site-0"]
     assert abs(proposal.reading.test(own, "a", "b", ()).z - partial(own, "a", "b").z) > 0.05
     assert abs(marks["a", "b"].z - proposal.reading.test(own, "a", "b", marks["a", "b"].given).z) < 0.05
+
+
+def test_a_ballot_that_is_cast_on_clipped_evidence_takes_the_bend_for_an_edge(
+    restored: tuple[Study, dict[str, Evidence], Proposal],
+) -> None:
+    _, evidence, proposal = restored
+    absent = replace(proposal, marks=(Mark(("c", "e"), ("b",)),))  # b separates them
+    votes = [cast(absent, own).votes["c - e"] for own in evidence.values()]
+    unread = [cast(replace(absent, reading=Reading()), own).votes["c - e"] for own in evidence.values()]
+    assert votes == [0] * 6
+    assert 0 not in unread
 
 
 def test_a_proposal_says_how_it_reads_and_is_read_again(restored: tuple[Study, dict[str, Evidence], Proposal]) -> None:
