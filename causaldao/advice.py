@@ -49,7 +49,7 @@ def view(study: Study, members: int, records: int) -> View:
     if members < 1 or records < 4:
         raise MisuseError(f"{members} members of {records} records see nothing: give 1 member and 4 records at least.")
     planned = plan(study)
-    noise = planned.evidence.noise_multiplier * study.dictionary.clip
+    noise = planned.evidence.noise_multiplier * study.encoding.clip
     variance = 1 / records + (noise / (math.sqrt(2) * records * (2 * DEVIATION) ** 2)) ** 2
     normal = NormalDist()
     reach = normal.inv_cdf(1 - study.consensus.level / 2) + normal.inv_cdf(CHANCE)

@@ -19,7 +19,9 @@ import torch
 from causaldao.errors import CausalDAOError, ConfigurationError, IdentityError
 from causaldao.messages import fields
 from causaldao.models.discovery import search
-from causaldao.models.discovery.evidence import Evidence, Partial, partial
+from causaldao.models.discovery.clipping import off_centre, restoration
+from causaldao.models.discovery.evidence import Evidence, Partial
+from causaldao.models.discovery.reading import Along, Reading, row_of
 from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import extension
@@ -33,7 +35,8 @@ class Mark:
     """An adjacency (a, b), a < b, or an unshielded collider (a, c, b), a < b, c the collider.
 
     ``given`` is the conditioning set of its test: the partial correlation of the two ends is not zero; ``strength`` is
-    that correlation in the pool, ``z`` and ``error`` Fisher's z of it and its standard error.
+    that correlation in the pool, ``z`` and ``error`` Fisher's z of it and its standard error. ``along`` are the weights
+    of the ends' directions where evidence is of blocks (`Reading.along`).
     """
 
     nodes: tuple[str, ...]
@@ -41,6 +44,7 @@ class Mark:
     strength: float = 0.0
     z: float = 0.0
     error: float = 0.0
+    along: Along = ()
 
     @property
     def kind(self) -> str:
@@ -57,7 +61,7 @@ class Mark:
     def to_json(self) -> dict[str, Any]:
         return {
             "nodes": list(self.nodes), "given": list(self.given), "strength": self.strength, "z": self.z,
-            "error": self.error,
+            "error": self.error, **({"along": [list(weights) for weights in self.along]} if self.along else {}),
         }  # fmt: skip
 
     @staticmethod
@@ -69,20 +73,30 @@ class Mark:
             named = all(isinstance(name, str) for name in (*nodes, *given)) and len(nodes) in (2, 3)
             apart = len(set(nodes)) == len(nodes) and not {nodes[0], nodes[-1]} & set(given)
             real = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
-        except (KeyError, TypeError, IndexError, OverflowError) as error:
+            along: Along = ()
+            if "along" in value:
+                one, other = value["along"]
+                along = (row_of(one), row_of(other))
+        except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
             raise IdentityError(f"A mark of the proposal is not in its JSON form: {error}.") from error
         if not (named and apart and real) or numbers[2] < 0:
             raise IdentityError(f"The mark {nodes} given {given} with numbers {numbers} is none that discovery makes.")
-        return Mark(nodes, given, *map(float, numbers))
+        return Mark(nodes, given, float(numbers[0]), float(numbers[1]), float(numbers[2]), along)
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A pattern (CPDAG) and its marks, with the decisions of discovery that hung on less than 1e-6."""
+    """A pattern (CPDAG) and its marks, with the decisions of discovery that hung on less than 1e-6.
+
+    ``reading`` is how everybody's evidence is read; it says nothing where each variable is its own column.
+    ``unrestored`` names the variable that forbade to put back what the clip took, in a study that asked for it.
+    """
 
     pattern: CausalGraph
     marks: tuple[Mark, ...]
     near_ties: tuple[str, ...] = ()
+    reading: Reading = field(default_factory=Reading)
+    unrestored: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -94,12 +108,22 @@ class Proposal:
             "pattern": self.pattern.to_json(),
             "marks": [mark.to_json() for mark in self.marks],
             "near_ties": list(self.near_ties),
+            **({"reading": self.reading.to_json()} if self.reading else {}),
+            **({"unrestored": self.unrestored} if self.unrestored else {}),
         }
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Proposal:
+        """Read a proposal; an IdentityError for marks or directions that no test could use."""
         marks = tuple(Mark.from_json(mark) for mark in value["marks"])
-        return Proposal(CausalGraph.from_json(value["pattern"]), marks, tuple(value["near_ties"]))
+        reading = Reading.from_json(value.get("reading", {}))
+        pattern, unrestored = CausalGraph.from_json(value["pattern"]), str(value.get("unrestored", ""))
+        proposal = Proposal(pattern, marks, tuple(value["near_ties"]), reading, unrestored)
+        for mark in marks:
+            sizes = [len(reading.directions.get(end, ((1.0,),))) for end in mark.ends]
+            if [len(weights) for weights in mark.along] != ([] if sizes == [1, 1] else sizes):
+                raise IdentityError(f"The mark {mark.key} weighs directions that its ends do not have.")
+        return proposal
 
 
 @dataclass(frozen=True)
@@ -143,24 +167,38 @@ class Ballot:
         return Ballot(dict(votes), knowledge, tuple(ties), proposal.digest)
 
 
-def propose(evidence: Evidence, method: str, knowledge: Knowledge, *, seed: int, **options: Any) -> Proposal:
+def propose(
+    evidence: Evidence, method: str, knowledge: Knowledge, *, seed: int, clip: float | None = None, **options: Any
+) -> Proposal:
     """What discovery finds in the pooled evidence, as a pattern with its marks.
 
-    ``seed`` is public (from the study's hash), so that anyone finds the same.
+    ``seed`` is public (from the study's hash), so that anyone finds the same. ``clip`` is C² where what it took is to
+    be put back first; where a variable's mean forbids that, the proposal names it and rests on the evidence as it is.
     """
+    reading, unrestored = _read(evidence, clip)
     if method == "boss":
         options = {**options, "generator": torch.Generator().manual_seed(seed)}
-    found = search(evidence, method, knowledge, **options)
+    found = search(reading.applied(evidence), method, knowledge, **options)
     ties = tuple(Mark(pair).key for pair in sorted(found.near_ties))
-    return Proposal(found.graph, marks_of(found.graph, evidence), ties)
+    return Proposal(found.graph, marks_of(found.graph, evidence, reading), ties, reading, unrestored)
 
 
-def marks_of(pattern: CausalGraph, evidence: Evidence) -> tuple[Mark, ...]:
+def _read(evidence: Evidence, clip: float | None) -> tuple[Reading, str]:
+    if evidence.blocks:
+        return Reading.of_blocks(evidence), ""
+    if clip is None:
+        return Reading(), ""
+    off = off_centre(evidence)
+    return (Reading(), off[0]) if off else (Reading.of_map(evidence.names, restoration(evidence, clip)), "")
+
+
+def marks_of(pattern: CausalGraph, evidence: Evidence, reading: Reading | None = None) -> tuple[Mark, ...]:
     """The marks of a pattern, each with the test that any holder of evidence can make of it.
 
     In the extension taken in name order, an adjacency p → c is tested given the other parents of c; a collider
     a → c ← b given c and the parents of the later of a and b, which separate them (local Markov property).
     """
+    reading = Reading() if reading is None else reading
     dag = extension(pattern)
     if dag is None:
         raise ConfigurationError(f"The pattern {pattern} has no DAG extension: discovery must return one that has.")
@@ -168,17 +206,19 @@ def marks_of(pattern: CausalGraph, evidence: Evidence) -> tuple[Mark, ...]:
     marks = []
     for a, b in sorted(pattern.skeleton()):
         parent, child = sorted((a, b), key=place.__getitem__)
-        marks.append(_mark((a, b), set(dag.parents(child)) - {parent}, evidence))
+        marks.append(_mark((a, b), set(dag.parents(child)) - {parent}, evidence, reading))
     for a, c, b in sorted(pattern.unshielded_colliders()):
         later = max((a, b), key=place.__getitem__)
-        marks.append(_mark((a, c, b), {*dag.parents(later), c}, evidence))
+        marks.append(_mark((a, c, b), {*dag.parents(later), c}, evidence, reading))
     return tuple(marks)
 
 
-def _mark(nodes: tuple[str, ...], given: set[str], evidence: Evidence) -> Mark:
-    test = partial(evidence, nodes[0], nodes[-1], sorted(given))
+def _mark(nodes: tuple[str, ...], given: set[str], evidence: Evidence, reading: Reading) -> Mark:
+    a, b, others = nodes[0], nodes[-1], sorted(given)
+    along = reading.along(evidence, a, b, others)
+    test = reading.test(evidence, a, b, others, along)
     error = test.standard_error if test.sampling_error < float("inf") else 0.0
-    return Mark(nodes, tuple(sorted(given)), test.correlation, test.z, error)
+    return Mark(nodes, tuple(others), test.correlation, test.z, error, along)
 
 
 def cast(
@@ -194,7 +234,7 @@ def cast(
     critical = NormalDist().inv_cdf(1 - level / 2)
     votes, ties = {}, []
     for mark in proposal.marks:
-        vote, near = _vote(mark, own, knowledge, critical)
+        vote, near = _vote(mark, own, proposal.reading, knowledge, critical)
         excused = vote < 0 and acted_on & set(mark.nodes) and not _known(mark, knowledge)
         votes[mark.key] = 0 if excused else vote
         ties += [mark.key] if near else []
@@ -215,11 +255,11 @@ def recheck(
     )
 
 
-def _vote(mark: Mark, own: Evidence, knowledge: Knowledge, critical: float) -> tuple[int, bool]:
+def _vote(mark: Mark, own: Evidence, reading: Reading, knowledge: Knowledge, critical: float) -> tuple[int, bool]:
     known = _known(mark, knowledge)
     if known:
         return known, False
-    test = partial(own, *mark.ends, mark.given)
+    test = reading.test(own, *mark.ends, mark.given, mark.along)
     shown, apart = _shown(mark, test), _apart(mark, test)
     vote = 1 if shown >= critical else -1 if apart >= critical else 0
     near = min(abs(shown - critical), abs(apart - critical)) < NEAR_TIE

@@ -96,8 +96,8 @@ def plan(study: Study) -> Plan:
             budget = min(budget + privacy.epsilon * share, privacy.epsilon)
             spends.append(calibrate(spends, rate, steps, budget, privacy.delta))
     each = [Spend(s.noise_multiplier, s.sample_rate, s.steps // training.rounds) for s in spends[1:]]
-    dictionary = study.dictionary
-    sigma = math.ceil(spends[0].noise_multiplier * dictionary.clip * dictionary.lattice**2)
+    encoding = study.encoding
+    sigma = math.ceil(spends[0].noise_multiplier * encoding.clip * encoding.lattice**2)
     return Plan(
         spends[0],
         each[0] if each else None,

@@ -4,7 +4,7 @@ the pure functions that the coordinator runs and an auditor runs again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 from typing import Any
@@ -19,6 +19,8 @@ from causaldao.consensus import Consensus, ConsensusRule, adopt
 from causaldao.errors import CausalDAOError, DataError, GuaranteeError, NotIdentifiable
 from causaldao.members import quorum
 from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.features import FeatureMap
+from causaldao.models.discovery.reading import Reading
 from causaldao.models.effects import Effect, average_effect, doubted, effect_set, robustness
 from causaldao.models.graph import CausalGraph
 from causaldao.models.scm import LinearSCM, NeuralSCM
@@ -38,7 +40,12 @@ def seed_of(study: Study) -> int:
 
 
 def questions_of(study: Study) -> tuple[Question, ...]:
-    """The effects whose adjustment the study fixes: the pool protects them by a test of their own."""
+    """The effects whose adjustment the study fixes: the pool protects them by a test of their own.
+
+    None among waves: the answer adjusts for numbers, and the pool's evidence has no single column for one.
+    """
+    if study.discovery.features == "fourier":
+        return ()
     return tuple(
         Question(effect.treatment, effect.outcome, effect.adjustment)
         for effect in study.effects
@@ -76,9 +83,10 @@ def _rules(study: Study) -> tuple[str, ...]:
 def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
     """What lies within the rules' bounds and yet asks much of them, in words; ``members`` 0: their number is open."""
     faulty, spec = study.consensus.faulty, study.aggregation
+    found = list(_feature_cautions(study))
     if not faulty or not study.training.rounds:
-        return ()
-    found, enough = [], ceil(faulty / MOST_FAULTY)
+        return tuple(found)
+    enough = ceil(faulty / MOST_FAULTY)
     if (members or least_members(study)) < enough:
         share = f"{faulty} of {members}" if members else f"With fewer than {enough} members, faulty = {faulty}"
         found.append(
@@ -100,6 +108,15 @@ def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _feature_cautions(study: Study) -> Iterator[str]:
+    encoding = study.encoding
+    if isinstance(encoding, FeatureMap) and encoding.clip < encoding.least:
+        yield (
+            f"discovery.clip {encoding.clip:g} shortens every record: with these features none has a squared norm "
+            f"below {encoding.least:g}. Raise the clip to about {encoding.least + 1:g}, or leave it out."
+        )
+
+
 def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) -> Pool:
     """Pool the evidence of those of ``members`` who gave it, by the study's rule, fault bound, clamp and level."""
     settings = Settings(
@@ -113,14 +130,29 @@ def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) ->
 
 
 def decide_proposal(study: Study, pooled: Pool) -> Proposal:
-    """Discovery by the study's method and options in the pooled evidence."""
+    """Discovery by the study's method and options in the pooled evidence, what the clip took put back if it says so."""
     spec = study.discovery
+    clip = study.dictionary.clip if spec.restore else None
     options: dict[str, dict[str, Any]] = {
-        "boss": {"restarts": spec.restarts, "penalty": spec.penalty},
-        "ges": {"penalty": spec.penalty},
+        "boss": {"restarts": spec.restarts, "penalty": study.penalty},
+        "ges": {"penalty": study.penalty},
         "pc": {"alpha": spec.alpha},
     }
-    return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), **options[spec.method])
+    return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), clip=clip, **options[spec.method])
+
+
+def evidence_of_answers(
+    study: Study, pooled: Evidence, bounds: Sequence[float | None], reading: Reading
+) -> tuple[Evidence, tuple[float | None, ...]]:
+    """What effects and the first model are read from, and how far liars can move each protected answer.
+
+    Numbers are read as numbers, without their waves, and with what the clip took put back where the proposal did so.
+    The pool's ``bounds`` are of the evidence as it was released: of what was put back none is known.
+    """
+    if reading and not pooled.blocks:
+        return reading.applied(pooled), (None,) * len(bounds)
+    encoding = study.encoding
+    return (encoding.plain(pooled) if isinstance(encoding, FeatureMap) else pooled), tuple(bounds)
 
 
 def decide_adoption(study: Study, proposal: Proposal, ballots: Mapping[str, Ballot], eligible: int) -> Consensus:

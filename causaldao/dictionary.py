@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from causaldao.errors import ConfigurationError, IdentityError
-from causaldao.models.discovery.evidence import Dictionary, Variable
+from causaldao.models.discovery.evidence import FeatureRows, Variable
 from causaldao.signing import SigningKey, Statement, VerifyKey, check_name, digest, seal, unseal
 from causaldao.study import Study
 
@@ -148,10 +148,10 @@ def compare(site: SiteDictionary, study: Study) -> list[str]:
     """Everything in which a member's dictionary does not fit a study, in words; empty if it fits."""
     if not site.variables:
         return [f"{site.member} maps no variables, so only its own dry run can tell whether its columns fit."]
-    return [str(mismatch) for mismatch in mismatches(site.variables, study.dictionary)]
+    return [str(mismatch) for mismatch in mismatches(site.variables, study.encoding)]
 
 
-def mismatches(offered: Iterable[Offered], dictionary: Dictionary) -> list[Mismatch]:
+def mismatches(offered: Iterable[Offered], dictionary: FeatureRows) -> list[Mismatch]:
     """Every mismatch at once, in the order of the study.
 
     A count serves as a continuous variable. Units are compared without regard to case, and only if the study names one.

@@ -10,13 +10,17 @@ from __future__ import annotations
 import tomllib
 from dataclasses import asdict
 from functools import cached_property
+from math import inf
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from causaldao.aggregation.rules import by_name
 from causaldao.errors import CausalDAOError, ConfigurationError, MisuseError
-from causaldao.models.discovery.evidence import Dictionary, Variable
+from causaldao.models.discovery.block_score import BLOCK_PENALTY
+from causaldao.models.discovery.evidence import Dictionary, FeatureRows, Variable
+from causaldao.models.discovery.features import FeatureMap
+from causaldao.models.discovery.score import PENALTY
 from causaldao.models.knowledge import Knowledge
 from causaldao.optimisers import FedAdam, FedAvg, FedAvgM, build
 from causaldao.signing import canonical, sha256
@@ -28,6 +32,8 @@ _NEEDS = {
     "reference": "compares with an update that is trusted beforehand; in a study no member's is, and none that the "
     "coordinator made could be computed again by an auditor. Choose a rule that needs none, such as 'arc+caf'"
 }  # what a rule may need and a study cannot give
+WAVES, WIDTH, SEED = 8, 0.25, 0  # of the Fourier map, by default
+_WAVED = ("waves", "width", "seed")
 SETTINGS = ("rate", "momentum", "second", "floor")  # of a server optimiser
 
 
@@ -46,7 +52,7 @@ class About(_Table):
 
 
 class VariableSpec(_Table):
-    """One variable of the public dictionary; see `Variable`."""
+    """One variable of the public dictionary; see `Variable`. A categorical one has levels in place of bounds."""
 
     name: Name
     kind: Literal["continuous", "binary", "count", "categorical"]
@@ -56,21 +62,37 @@ class VariableSpec(_Table):
     tier: Annotated[int, Field(ge=0, le=1000)] | None = None
     levels: tuple[str, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_bounds(cls, value: Any) -> Any:
+        """Levels have no bounds, but a hashed variable has some: those of its codes, whatever the file leaves out."""
+        if isinstance(value, dict) and value.get("kind") == "categorical" and "bounds" not in value:
+            return {**value, "bounds": (0.0, 1.0)}
+        return value
+
     def build(self) -> Variable:
         return Variable(self.name, self.kind, self.bounds, self.unit, self.transform, self.tier, self.levels)
 
 
 class DiscoverySpec(_Table):
-    """What is released and how the graph is proposed. ``clip`` is C², the bound on a record's squared norm."""
+    """What is released and how the graph is proposed. ``clip`` is C², the bound on a record's squared norm.
+
+    ``waves``, ``width`` and the public ``seed`` are of the Fourier map alone. ``restore`` puts back what the clip took
+    (`models/discovery/clipping.py`).
+    """
 
     evidence: Literal["shared"] = "shared"
-    features: Literal["identity"] = "identity"
+    features: Literal["identity", "one-hot", "fourier"] = "identity"
     method: Literal["boss", "pc", "ges"] = "boss"
     clip: Annotated[float, Field(gt=1)] | None = None
     lattice: Annotated[int, Field(ge=16, le=65536)] = 1024
     restarts: Annotated[int, Field(ge=1, le=1000)] = 12
-    penalty: Annotated[float, Field(gt=0)] = 2.0
+    penalty: Annotated[float, Field(gt=0)] | None = None
     alpha: Fraction = 0.01
+    restore: bool = False
+    waves: Annotated[int, Field(ge=2, le=200)] | None = None
+    width: Annotated[float, Field(gt=0, le=100)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**53)] | None = None
 
 
 class KnowledgeSpec(_Table):
@@ -195,7 +217,7 @@ class Study(_Table):
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         problems = [*_name_faults(self), *_range_faults(self)]
-        for part in (lambda: self.dictionary, lambda: self.prior):
+        for part in (lambda: self.encoding, lambda: self.prior):
             try:
                 part()
             except CausalDAOError as error:
@@ -205,9 +227,19 @@ class Study(_Table):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form that is hashed: validated, defaults filled in."""
+        """The JSON form that is hashed: validated, defaults filled in.
+
+        What a study does not use of `DiscoverySpec` and older studies did not have stays out, so that those keep their
+        hash: ``restore`` where it is false, the settings of waves where there are none.
+        """
         value: dict[str, Any] = self.model_dump(mode="json")
-        value["discovery"]["clip"] = self.dictionary.clip
+        discovery, encoding = value["discovery"], self.encoding
+        discovery |= {"clip": encoding.clip, "penalty": self.penalty}
+        if isinstance(encoding, FeatureMap) and encoding.features == "fourier":
+            discovery |= {name: getattr(encoding, name) for name in _WAVED}
+        else:
+            discovery = {key: kept for key, kept in discovery.items() if key not in _WAVED}
+        value["discovery"] = {key: kept for key, kept in discovery.items() if key != "restore" or kept}
         value["aggregation"] |= asdict(self.aggregation.build())
         return value
 
@@ -225,9 +257,31 @@ class Study(_Table):
         return tuple(v.name for v in self.variables)
 
     @cached_property
+    def encoding(self) -> FeatureRows:
+        """The public map of a record to the bounded row whose second moments are released."""
+        spec = self.discovery
+        if spec.features == "identity":
+            return self.dictionary
+        clip = inf if spec.clip is None else spec.clip
+        waves = WAVES if spec.waves is None else spec.waves
+        width = WIDTH if spec.width is None else spec.width
+        seed = SEED if spec.seed is None else spec.seed
+        variables = tuple(v.build() for v in self.variables)
+        return FeatureMap(variables, spec.features, waves, width, True, seed, clip, spec.lattice)
+
+    @cached_property
     def dictionary(self) -> Dictionary:
-        clip = self.discovery.clip if self.discovery.clip is not None else float(len(self.variables) + 1)
+        """The variables as numbers, which training and effects take; a ConfigurationError if one is categorical."""
+        own = self.discovery.clip if self.discovery.features == "identity" else None
+        clip = own if own is not None else float(len(self.variables) + 1)
         return Dictionary(tuple(v.build() for v in self.variables), clip, self.discovery.lattice)
+
+    @property
+    def penalty(self) -> float:
+        """The price of a parent for boss and ges: as given, or the default for the evidence there is."""
+        if self.discovery.penalty is not None:
+            return self.discovery.penalty
+        return BLOCK_PENALTY if any(size > 1 for size in self.encoding.blocks) else PENALTY
 
     @cached_property
     def prior(self) -> Knowledge:
@@ -279,12 +333,52 @@ def _range_faults(study: Study) -> list[str]:
         faults.append(f"members.n_min {study.members.n_min} exceeds n_max {study.members.n_max}")
     if len(study.variables) < 2:
         faults.append(f"variables: a study needs 2 at least to ask what causes what, but has {len(study.variables)}")
+    faults += _feature_faults(study)
     for variable in study.variables:
         low, high = variable.bounds
         if variable.kind == "binary" and (low, high) != (0, 1):
             faults.append(f"the binary variable {variable.name!r} needs bounds [0, 1], not [{low:g}, {high:g}]")
         if variable.kind == "count" and low < 0:
             faults.append(f"the count {variable.name!r} needs a lower bound of 0 or more, not {low:g}")
+    return faults
+
+
+def _feature_faults(study: Study) -> list[str]:
+    """What features and restoration do not go with, each with its remedy."""
+    spec, faults = study.discovery, []
+    categorical = [v.name for v in study.variables if v.kind == "categorical"]
+    if categorical and study.training.rounds:
+        faults.append(
+            f"training: the model takes numbers, and {categorical} are categorical: set training.rounds = 0 (with "
+            "split = { evidence = 1.0, training = 0.0, evaluation = 0.0 })"
+        )
+    if asked := sorted({n for e in study.effects for n in (e.treatment, e.outcome)} & set(categorical)):
+        faults.append(
+            f"effects: {asked} are categorical, and an effect is that of one number on another: declare the level in "
+            "question as a binary variable (a categorical one may be adjusted for)"
+        )
+    given = [name for name in _WAVED if getattr(spec, name) is not None]
+    if given and spec.features != "fourier":
+        faults.append(f"discovery: {given} are of features = 'fourier', not of {spec.features!r}: leave them out")
+    return [*faults, *_restoration_faults(study)]
+
+
+def _restoration_faults(study: Study) -> list[str]:
+    spec, faults, whole = study.discovery, [], len(study.variables) + 1
+    if not spec.restore:
+        return []
+    if spec.features != "identity":
+        faults.append(f"discovery.restore: only numbers can be put back, and features is {spec.features!r}")
+    if other := [v.name for v in study.variables if v.kind != "continuous"]:
+        faults.append(
+            f"discovery.restore: it holds for records that are elliptical around the centre of their bounds, which "
+            f"{other} cannot be, being binary, counts or categorical: leave it out, or study the continuous variables"
+        )
+    if spec.clip is None or spec.clip >= whole:
+        faults.append(
+            f"discovery.restore: there is nothing to put back, for a clip of {whole} (the default) takes nothing: give "
+            "a smaller clip, or leave restore out"
+        )
     return faults
 
 

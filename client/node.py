@@ -92,7 +92,7 @@ class Node:
 
     def rows(self, study: Study) -> Table:
         """The rows as the study's variables: the owner's mapping applied."""
-        return apply(self.table, self.config.mapping, study.dictionary)
+        return apply(self.table, self.config.mapping, study.encoding)
 
     @cached_property
     def knowledge(self) -> Knowledge:
@@ -168,7 +168,7 @@ class Node:
             raise DataError(
                 f"The mapping in node.toml does not fit study {study.name!r}:", problems=tuple(unfit.values())
             )
-        conform(apply(head, self.config.mapping, study.dictionary), study.dictionary)
+        conform(apply(head, self.config.mapping, study.encoding), study.encoding)
         require_budget(self.config, self.folder, study)
         self.answers.keep_study(study.hash, study.to_json())
         return self._seal(request, "rollcall", {"version": __version__, "noise": self._noise_kind(study)}, {}).pack()
@@ -180,7 +180,7 @@ class Node:
 
         def draw() -> bytes:
             noise = self._noise(study, request)
-            moments = release_evidence(self.rows(study), study.dictionary, spending.sigma, noise)
+            moments = release_evidence(self.rows(study), study.encoding, spending.sigma, noise)
             return self.reply(request, {"noise": noise.kind}, {"moments": moments})
 
         return self._release(study, request, base, spending.evidence, draw)
@@ -284,7 +284,7 @@ class Node:
         stored = self.answers.reply(Slot(study.hash, 0, "evidence"))
         if stored is None:
             raise RefusedError("No evidence was released in this study: there is nothing to vote on it from.")
-        return Evidence.from_release(Parcel.unpack(stored).tensors["moments"], study.dictionary, plan(study).sigma)
+        return Evidence.from_release(Parcel.unpack(stored).tensors["moments"], study.encoding, plan(study).sigma)
 
     def _count(self, study: Study) -> float:
         """The noisy, public count, within the study's bounds: never the private n."""
@@ -296,7 +296,7 @@ class Node:
         stored = self.answers.reply(Slot(study.hash, 0, "evidence"))
         if stored is None:
             raise RefusedError("No evidence was released in this study: training would have no public denominator.")
-        return float(Parcel.unpack(stored).tensors["moments"][0]) / study.dictionary.lattice**2
+        return float(Parcel.unpack(stored).tensors["moments"][0]) / study.encoding.lattice**2
 
     def _steps(self, study: Study) -> PrivateSteps:
         training, spend = study.training, _required(plan(study).training)
@@ -361,13 +361,13 @@ def check_study(config: NodeConfig, folder: Path, study: Study) -> tuple[str, ..
 
 def study_mismatches(config: NodeConfig, study: Study) -> tuple[str, ...]:
     """Where the mapping in the node's file does not fit a study, in words; no row is read."""
-    return tuple(str(mismatch) for mismatch in mismatches(config.mapping, study.dictionary))
+    return tuple(str(mismatch) for mismatch in mismatches(config.mapping, study.encoding))
 
 
 def _unfit(config: NodeConfig, table: Table, study: Study) -> dict[tuple[str, str], str]:
     """What is wrong with the mapping, by variable and kind of fault; columns only, no record."""
-    found = {(m.variable, m.what): str(m) for m in mismatches(config.mapping, study.dictionary)}
-    absent = faults(list(table.columns), config.mapping, study.dictionary)
+    found = {(m.variable, m.what): str(m) for m in mismatches(config.mapping, study.encoding)}
+    absent = faults(list(table.columns), config.mapping, study.encoding)
     return {**found, **{(name, "missing"): text for name, text in absent.items()}}
 
 
@@ -376,7 +376,7 @@ def _require_fit(config: NodeConfig, table: Table, study: Study) -> list[str]:
     missing = {name for name, what in unfit if what == "missing"}  # said once is enough
     problems = [
         problem
-        for problem in check(apply(table, config.mapping, study.dictionary), study.dictionary)
+        for problem in check(apply(table, config.mapping, study.encoding), study.encoding)
         if problem.column not in missing
     ]
     errors = len(unfit) + sum(not problem.warning for problem in problems)
@@ -458,4 +458,5 @@ def _proposal(value: Mapping[str, Any], study: Study) -> Proposal:
         raise IdentityError("The proposal is not in its JSON form.") from error
     if set(proposal.pattern.nodes) != set(study.names):
         raise IdentityError("The proposal speaks of other variables than the study.")
+    proposal.reading.require(study.encoding.names, study.encoding.blocks, mixed=study.discovery.restore)
     return proposal

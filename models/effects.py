@@ -82,7 +82,7 @@ class LeastSquares:
 
 
 def least_squares(evidence: Evidence, outcome: str, predictors: Sequence[str]) -> LeastSquares:
-    """Regress outcome on (1, predictors) from moments.
+    """Regress outcome on (1, predictors) from moments; a predictor with several columns (levels) is held with all.
 
     Raises MisuseError for an unknown name, DataError when the block of (1, predictors) is not positive
     definite or there are no more records than coefficients.
@@ -113,6 +113,7 @@ def average_effect(
             own variation is not distinct from the noise at `level`.
     """
     _require_roles(treatment, outcome, adjustment, level)
+    evidence.index(treatment)  # an effect is that of one number
     fit = least_squares(evidence, outcome, (treatment, *adjustment))
     a = _weights(evidence, (treatment, *adjustment), fit)
     _require_variation(evidence, treatment, a, level)
@@ -164,8 +165,8 @@ def _zero(evidence: Evidence, treatment: str, outcome: str, level: float) -> Eff
 
 
 def _cells(evidence: Evidence, names: Sequence[str]) -> list[int]:
-    """Rows of the moments that hold (1, names)."""
-    return [0, *(1 + evidence.index(name) for name in names)]
+    """Rows of the moments that hold (1, names), all columns of a name that has several."""
+    return [0, *(1 + column for name in names for column in evidence.columns(name))]
 
 
 def _weights(evidence: Evidence, names: Sequence[str], fit: LeastSquares) -> Tensor:

@@ -9,6 +9,7 @@ from causaldao.ballots import Ballot, Proposal, recheck
 from causaldao.errors import IdentityError
 from causaldao.messages import Parcel, fields, names_of
 from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.features import FeatureMap
 from causaldao.server.recording import Book
 from causaldao.server.replies import Check
 from causaldao.signing import Statement
@@ -31,7 +32,8 @@ def approval(study: Study) -> Check:
 
 
 def evidence(book: Book) -> Check:
-    """Evidence is a release that can be read as moments, of a number of records that somebody can have."""
+    """Evidence is a release that can be read as moments, of a number of records that somebody can have, and of features
+    that some record has."""
 
     def check(statement: Statement, parcel: Parcel) -> None:
         fields(statement.body, {"noise": str})
@@ -39,6 +41,9 @@ def evidence(book: Book) -> Check:
         found, most = book.evidence_of(parcel.tensors["moments"]), _MOST * book.study.members.n_max
         if found.count > most:
             raise IdentityError(f"The evidence claims {found.count:.4g} records, over {_MOST} times the study's n_max.")
+        encoding = book.study.encoding
+        if isinstance(encoding, FeatureMap) and (wrong := encoding.impossible(found)):
+            raise IdentityError(f"The evidence is none that the study's features make: {wrong}.")
 
     return check
 

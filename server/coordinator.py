@@ -28,6 +28,7 @@ from causaldao.decisions import (
     decide_proposal,
     decide_round,
     estimate_effects,
+    evidence_of_answers,
     first_model,
     require_members,
     update_size,
@@ -42,7 +43,7 @@ from causaldao.ledger.entry import Entry
 from causaldao.ledger.log import Log
 from causaldao.members import Roster, quorum
 from causaldao.messages import Shape, names_of
-from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.evidence import Evidence, columns_of
 from causaldao.models.graph import CausalGraph
 from causaldao.models.scm import NeuralSCM
 from causaldao.server import checks, membership
@@ -186,8 +187,8 @@ class Coordinator:
         self._book.commit("roll-call", [approved, self._book.transition("roll-call", {"present": present})])
 
     def _gather_evidence(self) -> None:
-        d = len(self.study.names) + 1
-        shapes = {"moments": Shape("int64", (d * (d + 1) // 2,))}
+        p = columns_of(self.study.encoding) + 1
+        shapes = {"moments": Shape("int64", (p * (p + 1) // 2,))}
         check = checks.evidence(self._book)
         accepted = self._collect("evidence", 0, {}, self.state.present, shapes=shapes, check=check)
         evidence = {name: self._book.evidence_of(reply.parcel.tensors["moments"]) for name, reply in accepted.items()}
@@ -221,7 +222,8 @@ class Coordinator:
         ballots = {name: Ballot.from_json(said, proposal) for name, said in self._book.ballots().items()}
         consensus = decide_adoption(self.study, proposal, ballots, len(self.state.present))
         self.state.consensus = consensus.to_json()
-        self.state.effects = estimate_effects(self.study, self._pooled, consensus, self.state.pool["bounds"])
+        answers, bounds = self._answers
+        self.state.effects = estimate_effects(self.study, answers, consensus, bounds)
         self.progress(
             Event("adopt", f"{len(consensus.pattern.edges)} edges, {len(consensus.contested)} marks contested", 1, 1)
         )
@@ -375,11 +377,13 @@ class Coordinator:
         return Proposal.from_json(self.state.proposal)
 
     @property
-    def _pooled(self) -> Evidence:
-        return Evidence.from_json(self.state.pool["evidence"])
+    def _answers(self) -> tuple[Evidence, tuple[float | None, ...]]:
+        """The evidence that effects and the first model are read from, with the pool's bounds."""
+        pooled = Evidence.from_json(self.state.pool["evidence"])
+        return evidence_of_answers(self.study, pooled, tuple(self.state.pool["bounds"]), self._proposal.reading)
 
     def _first_model(self) -> NeuralSCM:
-        return first_model(self.study, self._pooled, CausalGraph.from_json(self.state.consensus["dag"]))
+        return first_model(self.study, self._answers[0], CausalGraph.from_json(self.state.consensus["dag"]))
 
     def _tensors(self) -> Tensors:
         """The current model's tensors: the last aggregate, or the linear start."""

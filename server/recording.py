@@ -259,7 +259,7 @@ class Book:
 
     def evidence_of(self, triangle: Any) -> Evidence:
         """The evidence in a released upper triangle."""
-        return Evidence.from_release(triangle, self.study.dictionary, plan(self.study).sigma)
+        return Evidence.from_release(triangle, self.study.encoding, plan(self.study).sigma)
 
     def ballots(self) -> dict[str, Any]:
         """What each member's recorded ballot says."""

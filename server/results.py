@@ -145,6 +145,20 @@ def _warnings(study: Study, state: State) -> list[str]:
             f"{len(accused)} members are accused, more than faulty = {faulty}: the guarantee does not hold. Either "
             "more members lie than was assumed, or their populations differ."
         )
+    if unrestored := state.proposal.get("unrestored"):
+        warnings.append(
+            f"What the clip took was not put back: the mean of {unrestored!r} is too far from the centre of its bounds."
+        )
+    if study.discovery.restore and not unrestored:
+        warnings.append(
+            "What the clip took was put back, which holds for records that are elliptical around the centre of their "
+            "bounds; how far liars can move an effect is not known."
+        )
+    if study.encoding.blocks:
+        warnings.append(
+            f"The evidence is of features ({study.discovery.features}). A ballot speaks of the direction in which the "
+            "pool sees most of a dependence."
+        )
     if state.consensus["stands"]:
         warnings.append(
             "What the votes left had no causal order, so the proposal stands; what was opposed is contested."

@@ -83,6 +83,7 @@ def bench(
             "identification: separation and adjustment beside pgmpy and dowhy. "
             "continuous: NOTEARS and DAGMA, raw and standardised. "
             "nonlinear: features beside numbers, for curved and mixed mechanisms. "
+            "federated-features: whole decisions of ten members on features. "
             "scm: structural models beside dowhy's gcm, and planted counterfactuals and root causes."
         ),
     ],

@@ -178,7 +178,7 @@ def _dealt(
     """Each member's rows."""
     if isinstance(data, Mapping):
         return {name: data[name] for name in names}
-    require_data(data, study.dictionary)
+    require_data(data, study.encoding)
     parts = split(data, setting.members, generator=np.random.default_rng([setting.seed, 0]))
     return dict(zip(names, parts, strict=True))
 
@@ -201,10 +201,17 @@ def _pooled(study: Study, frame: pd.DataFrame, effect: Mapping[str, Any]) -> flo
     """The pooled, non-private reference: least squares on everybody's true rows, which only a simulation has."""
     if effect["estimate"] is None:
         return None
-    names = [effect["treatment"], effect["outcome"], *effect["adjustment"]]
-    columns = {}
-    for name in names:
+    columns: dict[str, Any] = {}
+    adjustment: list[str] = []
+    for name in [effect["treatment"], effect["outcome"], *effect["adjustment"]]:
+        variable = study.variable(name)
+        if variable.kind == "categorical":
+            flags = {f"{name} = {level}": frame[name].astype(str) == level for level in variable.levels[1:]}
+            columns |= {flag: true.to_numpy(dtype=np.float64) for flag, true in flags.items() if true.any()}
+            adjustment += [flag for flag, true in flags.items() if true.any()]
+            continue
         values = frame[name].to_numpy(dtype=np.float64)
-        columns[name] = np.log1p(values) if study.variable(name).transform == "log1p" else values
+        columns[name] = np.log1p(values) if variable.transform == "log1p" else values
+        adjustment += [name] if name in effect["adjustment"] else []
     evidence = Evidence.from_data(pd.DataFrame(columns))
-    return average_effect(evidence, effect["treatment"], effect["outcome"], effect["adjustment"]).estimate
+    return average_effect(evidence, effect["treatment"], effect["outcome"], adjustment).estimate

@@ -15,10 +15,12 @@ from causaldao.budget import plan
 from causaldao.decisions import (
     Learnt,
     decide_pool,
+    evidence_of_answers,
 )
 from causaldao.errors import CausalDAOError, Finding
 from causaldao.ledger.verify import Line, Report
 from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.reading import Reading
 from causaldao.pool import Pool
 from causaldao.signing import Statement, peek
 from causaldao.study import Study
@@ -138,12 +140,18 @@ class Case:
         for line in self.lines("evidence"):
             (entry,) = line.body["manifest"]
             triangle = np.frombuffer(self.payload(entry["sha256"]), dtype="<i8")
-            found[str(line.body["member"])] = Evidence.from_release(triangle, study.dictionary, sigma)
+            found[str(line.body["member"])] = Evidence.from_release(triangle, study.encoding, sigma)
         return found
 
     @cached_property
     def pool(self) -> Pool:
         return decide_pool(self.given, self.evidence, len(self.members))
+
+    @cached_property
+    def answers(self) -> tuple[Evidence, tuple[float | None, ...]]:
+        """The evidence that effects and the first model are read from, with the pool's bounds."""
+        reading = Reading() if self.proposal is None else self.proposal.reading
+        return evidence_of_answers(self.given, self.pool.evidence, self.pool.bounds, reading)
 
     @cached_property
     def proposal(self) -> Proposal | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from causaldao.audit.case import ROUNDING, Audit, Case, Fault, differences
-from causaldao.ballots import Mark, Proposal, marks_of, recheck
+from causaldao.ballots import Mark, marks_of, recheck
 from causaldao.consensus import Consensus
 from causaldao.decisions import (
     decide_adoption,
@@ -14,6 +15,7 @@ from causaldao.decisions import (
     estimate_effects,
 )
 from causaldao.ledger.verify import Line
+from causaldao.models.discovery.features import FeatureMap
 
 
 def pool(case: Case, result: Audit) -> None:
@@ -24,6 +26,11 @@ def pool(case: Case, result: Audit) -> None:
     result.checked.append(f"pool of {len(case.evidence)} members' evidence")
     if wrong:
         result.faults.append(Fault(line.index, f"the pool does not follow from the evidence: {wrong}"))
+    encoding = case.given.encoding
+    if isinstance(encoding, FeatureMap):
+        for member, (spoken, _) in case.words("evidence").items():
+            if impossible := encoding.impossible(case.evidence[member]):
+                result.faults.append(Fault(spoken.index, f"the evidence of {member} should not be taken: {impossible}"))
 
 
 def proposal(case: Case, result: Audit) -> None:
@@ -37,7 +44,7 @@ def proposal(case: Case, result: Audit) -> None:
     if differing and differing <= ties:
         what = f"proposal: whether {', '.join(sorted(differing))} hangs on less than 1e-6, and is taken as recorded"
         result.unchecked.append(what)
-        expected = Proposal(pattern, marks_of(pattern, case.pool.evidence), expected.near_ties)
+        expected = replace(expected, pattern=pattern, marks=marks_of(pattern, case.pool.evidence, expected.reading))
     else:
         result.checked.append("proposal by discovery in the pool")
     wrong = differences(line.body["proposal"], expected.to_json())
@@ -69,7 +76,7 @@ def adoption(case: Case, result: Audit) -> None:
     if line is None or called is None or case.proposal is None:
         return
     consensus = _recorded_or_first(line.body["consensus"], _adoptions(case, line, len(called.body["present"])))
-    effects = estimate_effects(case.given, case.pool.evidence, consensus, case.pool.bounds)
+    effects = estimate_effects(case.given, case.answers[0], consensus, case.answers[1])
     result.checked.append("adoption by the ballots, and the effects")
     case.last = line.index
     wrong = differences(line.body["consensus"], consensus.to_json())

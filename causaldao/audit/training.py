@@ -70,7 +70,7 @@ def _start(case: Case, line: Line, result: Audit) -> None:
         return
     dag = CausalGraph.from_json(adopted.body["consensus"]["dag"])
     try:
-        first = first_model(case.given, case.pool.evidence, dag).state()[0]
+        first = first_model(case.given, case.answers[0], dag).state()[0]
     except ErasedError as error:
         result.unchecked.append(f"the model that training starts from: {error}")
         return

@@ -8,6 +8,7 @@ because refusing over one record would tell of that record.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,12 +17,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from causaldao.errors import DataError
-from causaldao.models.discovery.evidence import Dictionary, FeatureRows, Variable
+from causaldao.models.discovery.evidence import FeatureRows, Variable
 
 _SHOWN = 5
 _TEXT, _ABSENT, _INFINITE = "no number", "no value", "an infinite value"
 _NOT_BINARY, _NOT_COUNT = "a value other than 0 and 1", "a value that is no count"
-_CLIPPED = "a value out of bounds"
+_CLIPPED, _NO_LEVEL = "a value out of bounds", "a value that is no level"
 _TEXTS = {  # fault: what was expected, and the remedy
     _TEXT: ("numbers", "Code the text as numbers, or give its levels in node.toml."),
     _ABSENT: ("a value in {range}", "Impute the values or drop those records."),
@@ -31,6 +32,7 @@ _TEXTS = {  # fault: what was expected, and the remedy
         "a whole number in {range}",
         "Round at the source, or ask for a study that declares it continuous.",
     ),
+    _NO_LEVEL: ("one of {levels}", "Correct the values, or list your words in the levels of node.toml."),
     _CLIPPED: ("a value in {range}", "It will be clipped: check the unit, or ask for wider public bounds."),
 }
 
@@ -59,7 +61,7 @@ class Problem:
         return f"{level}column {self.column!r}: {self.fault}{where}{value}; expected {self.bound}. {self.remedy}"
 
 
-def check(frame: pd.DataFrame, dictionary: Dictionary) -> list[Problem]:
+def check(frame: pd.DataFrame, dictionary: FeatureRows) -> list[Problem]:
     """Every problem of the table at once, in the order of the dictionary; an empty list if there is none."""
     problems = [problem for variable in dictionary.variables for problem in _column_problems(frame, variable)]
     if len(frame) == 0:
@@ -68,7 +70,7 @@ def check(frame: pd.DataFrame, dictionary: Dictionary) -> list[Problem]:
     return problems
 
 
-def require(frame: pd.DataFrame, dictionary: Dictionary) -> tuple[Problem, ...]:
+def require(frame: pd.DataFrame, dictionary: FeatureRows) -> tuple[Problem, ...]:
     """The warnings, if there is nothing worse; else a DataError that lists every problem, for local eyes."""
     problems = check(frame, dictionary)
     errors = [problem for problem in problems if not problem.warning]
@@ -96,8 +98,8 @@ def conform(frame: pd.DataFrame, dictionary: FeatureRows) -> pd.DataFrame:
                 f"The column {variable.name!r} is there {shape} times, expected once: run the check of the data."
             )
         if variable.kind == "categorical":
-            cells = frame[variable.name].astype(str)
-            columns[variable.name] = np.where(cells.isin(variable.levels), cells, variable.levels[0])
+            levels = _levels(frame[variable.name], variable)
+            columns[variable.name] = np.array([variable.levels[0] if one is None else one for one in levels], object)
             continue
         low, high = variable.bounds
         values = _numbers(frame[variable.name])
@@ -131,7 +133,7 @@ def _value_problems(column: pd.Series, variable: Variable) -> Iterator[Problem]:
         yield Problem(
             variable.name,
             fault,
-            expected.format(range=f"[{low:g}, {high:g}]{unit}"),
+            expected.format(range=f"[{low:g}, {high:g}]{unit}", levels=", ".join(variable.levels)),
             remedy,
             rows=tuple(int(place) + 1 for place in places[:_SHOWN]),
             count=len(places),
@@ -142,7 +144,10 @@ def _value_problems(column: pd.Series, variable: Variable) -> Iterator[Problem]:
 
 def _masks(column: pd.Series, variable: Variable) -> dict[str, NDArray[np.bool_]]:
     """Which records have which fault; the keys are those of `_TEXTS`."""
-    values, absent = _numbers(column), column.isna().to_numpy(dtype=np.bool_)
+    absent = column.isna().to_numpy(dtype=np.bool_)
+    if variable.kind == "categorical":
+        return {_ABSENT: absent, _NO_LEVEL: ~absent & np.array([one is None for one in _levels(column, variable)])}
+    values = _numbers(column)
     finite, (low, high) = np.isfinite(values), variable.bounds
     binary, count = variable.kind == "binary", variable.kind == "count"
     return {
@@ -153,6 +158,13 @@ def _masks(column: pd.Series, variable: Variable) -> dict[str, NDArray[np.bool_]
         _NOT_COUNT: finite & count & (values != np.rint(values)),
         _CLIPPED: finite & (not binary) & ((values < low) | (values > high)),
     }
+
+
+def _levels(column: pd.Series, variable: Variable) -> list[str | None]:
+    """Each cell's declared level, None where it has none; 1, 1.0 and "1" are one."""
+    known = {as_key(level): level for level in reversed(variable.levels)}
+    absent = column.isna()
+    return [None if gone else known.get(as_key(cell)) for cell, gone in zip(column, absent, strict=True)]
 
 
 def _shown(cell: object) -> str:
@@ -174,3 +186,9 @@ def number(cell: object) -> float:
         return float(cell)
     except (ValueError, OverflowError):
         return float("nan")
+
+
+def as_key(cell: object) -> str:
+    """One text for all ways to write a number, a text as it is."""
+    value = number(cell)
+    return str(cell).strip() if math.isnan(value) else f"{value + 0.0:.15g}"

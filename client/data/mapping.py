@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from causaldao.client.data.checks import number
+from causaldao.client.data.checks import as_key, number
 from causaldao.dictionary import Mismatch, Offered
 from causaldao.dictionary import mismatches as _mismatches
-from causaldao.models.discovery.evidence import Dictionary
+from causaldao.models.discovery.evidence import FeatureRows, Variable
 
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -52,7 +52,7 @@ class Column(BaseModel):
     def _one_number_for_each(cls, levels: dict[str, float]) -> dict[str, float]:
         seen: dict[str, tuple[str, float]] = {}
         for word, code in levels.items():
-            other, known = seen.setdefault(_key(word), (word, code))
+            other, known = seen.setdefault(as_key(word), (word, code))
             if known != code:
                 raise ValueError(f"{other!r} and {word!r} are the same level, but stand for {known:g} and {code:g}")
         return levels
@@ -62,7 +62,7 @@ class Column(BaseModel):
         return Offered(name, self.kind, self.unit.strip(), dict(self.levels), self.column if share_column else None)
 
 
-def apply(frame: pd.DataFrame, mapping: Mapping[str, Column], dictionary: Dictionary) -> pd.DataFrame:
+def apply(frame: pd.DataFrame, mapping: Mapping[str, Column], dictionary: FeatureRows) -> pd.DataFrame:
     """The study's variables, one row for each row of ``frame``; ``frame`` itself if there is no mapping.
 
     Row by row, and it never fails over what a row holds: a cell that is no number stays text for the check to report.
@@ -71,19 +71,27 @@ def apply(frame: pd.DataFrame, mapping: Mapping[str, Column], dictionary: Dictio
     if not mapping:
         return frame
     columns = {
-        name: _values(frame[mapping[name].column], mapping[name])
-        for name in dictionary.names
-        if name in mapping and _count(frame.columns, mapping[name].column) == 1
+        variable.name: _named(_values(frame[mapping[variable.name].column], mapping[variable.name]), variable)
+        for variable in dictionary.variables
+        if variable.name in mapping and _count(frame.columns, mapping[variable.name].column) == 1
     }
     return pd.DataFrame(columns, index=range(len(frame)))
 
 
-def mismatches(mapping: Mapping[str, Column], dictionary: Dictionary) -> list[Mismatch]:
+def _named(values: pd.Series, variable: Variable) -> pd.Series:
+    """The study's words for the numbers that stand for a categorical variable's levels; what stands for none stays."""
+    if variable.kind != "categorical":
+        return values
+    words = dict(enumerate(variable.levels))
+    return pd.Series([words.get(value, value) for value in values], dtype=object)
+
+
+def mismatches(mapping: Mapping[str, Column], dictionary: FeatureRows) -> list[Mismatch]:
     """Where the mapping does not fit a study, all at once; nothing is compared if there is no mapping."""
     return _mismatches([column.offered(name) for name, column in mapping.items()], dictionary) if mapping else []
 
 
-def faults(columns: Iterable[str], mapping: Mapping[str, Column], dictionary: Dictionary) -> dict[str, str]:
+def faults(columns: Iterable[str], mapping: Mapping[str, Column], dictionary: FeatureRows) -> dict[str, str]:
     """By variable of the study, why its column cannot be read from a table with these ``columns``."""
     found, known = {}, list(columns)
     for name in dictionary.names:
@@ -102,8 +110,8 @@ def _count(columns: Iterable[str], name: str) -> int:
 
 def _values(cells: pd.Series, column: Column) -> pd.Series:
     """(n,) float64 if every cell is a number or missing, else objects."""
-    words = {_key(word): code for word, code in column.levels.items()}
-    missing = frozenset(_key(word) for word in column.missing)
+    words = {as_key(word): code for word, code in column.levels.items()}
+    missing = frozenset(as_key(word) for word in column.missing)
     if cells.dtype.kind == "f" and not words:
         numbers = cells.to_numpy(dtype=np.float64)
         absent = np.isin(numbers, [number(word) for word in column.missing])
@@ -123,7 +131,7 @@ def _values(cells: pd.Series, column: Column) -> pd.Series:
 def _value(cell: object, column: Column, words: Mapping[str, float], missing: frozenset[str]) -> object:
     if cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell)):
         return math.nan
-    key = _key(cell)
+    key = as_key(cell)
     if key in missing:
         return math.nan
     if words:
@@ -133,9 +141,3 @@ def _value(cell: object, column: Column, words: Mapping[str, float], missing: fr
         return words[key] * column.scale + column.offset
     value = number(cell)
     return cell if math.isnan(value) else value * column.scale + column.offset
-
-
-def _key(cell: object) -> str:
-    """One text for all ways to write a number."""
-    value = number(cell)
-    return str(cell).strip() if math.isnan(value) else f"{value + 0.0:.15g}"

@@ -59,7 +59,8 @@ class Whitened:
     places : the directions of each, by falling variance.
     tested : how many of them, the first, are broad enough to be tested and scored.
     matrix : (k, k) K, the correlations, with identities on the diagonal.
-    gram : (k, k) the products of the directions' coefficients on (1, z).
+    coefficients : (k, c+1) of the directions on (1, z), c columns.
+    gram : (k, k) the products of the directions' coefficients.
     count, noise : of the evidence.
     """
 
@@ -67,6 +68,7 @@ class Whitened:
     places: tuple[range, ...]
     tested: tuple[int, ...]
     matrix: Tensor
+    coefficients: Tensor
     gram: Tensor
     count: float
     noise: float
@@ -93,14 +95,17 @@ class Whitened:
             start += len(part)
         to = torch.cat(parts)
         matrix = to @ evidence.moments @ to.T / evidence.count
-        return Whitened(evidence.names, tuple(places), tuple(tested), matrix, to @ to.T, evidence.count, evidence.noise)
+        return Whitened(
+            evidence.names, tuple(places), tuple(tested), matrix, to, to @ to.T, evidence.count, evidence.noise
+        )
 
     def broad(self) -> Whitened:
         """The tested directions alone."""
         kept = [c for place, most in zip(self.places, self.tested, strict=True) for c in place[:most]]
         ends = accumulate(self.tested)
         places = tuple(range(end - most, end) for end, most in zip(ends, self.tested, strict=True))
-        return replace(self, places=places, matrix=self.matrix[kept][:, kept], gram=self.gram[kept][:, kept])
+        matrix, gram = self.matrix[kept][:, kept], self.gram[kept][:, kept]
+        return replace(self, places=places, matrix=matrix, coefficients=self.coefficients[kept], gram=gram)
 
 
 def _directions(evidence: Evidence, name: str) -> tuple[Tensor, int]:
@@ -176,8 +181,8 @@ class BlockTests:
         factor = torch.where(good[:, None, None], factor, eye[size:, size:])
         weights = torch.cholesky_solve(whole[:, size:, :size], factor)
         residual = whole[:, :size, :size] - whole[:, :size, size:] @ weights
-        left, fine = _roots(residual[:, :p, :p])
-        right, well = _roots(residual[:, p:, p:])
+        left, fine = roots(residual[:, :p, :p])
+        right, well = roots(residual[:, p:, p:])
         cross = left @ residual[:, :p, p:] @ right.mT
         u, r, v = torch.linalg.svd(cross, full_matrices=False)
         good &= fine & well & (r.amax(dim=1) ** 2 < 1 - _SINGULAR)
@@ -203,7 +208,7 @@ class BlockTests:
         return both.reshape(-1, size, size) * (self.evidence.noise**2 / (2 * self.evidence.count**2))
 
 
-def _roots(block: Tensor) -> tuple[Tensor, Tensor]:
+def roots(block: Tensor) -> tuple[Tensor, Tensor]:
     """(B, p, p) -> L^-1 of block = L Lᵀ, and whether the block was safely positive definite (B,)."""
     factor, failed = torch.linalg.cholesky_ex(block)
     eye = torch.eye(block.shape[1], dtype=block.dtype)

@@ -41,13 +41,11 @@ def restoration(evidence: Evidence, clip: float) -> Tensor:
     """
     if clip <= 1:
         raise MisuseError(f"The clip C² is {clip}, but a record's constant alone has square 1: give the dictionary's.")
-    mean, covariance = evidence.mean(), evidence.covariance()
-    doubt = evidence.noise / evidence.count  # √2 standard deviations of a mean, one of a variance
-    off = (mean.abs() - 3 * doubt).clamp_min(0).square() / covariance.diagonal().clamp_min(max(doubt, 1e-12))
-    if evidence.d and float(off.max()) > _CENTRED:
-        name = evidence.names[int(off.argmax())]
+    covariance = evidence.covariance()
+    if found := off_centre(evidence):
+        name, distance = found
         raise MisuseError(
-            f"The mean of {name!r} is {float(off.max()) ** 0.5:.2g} standard deviations from the centre of its bounds; "
+            f"The mean of {name!r} is {distance:.2g} standard deviations from the centre of its bounds; "
             f"at most {_CENTRED**0.5:.2g} can be put back. Centre its bounds on its mean, or do without."
         )
     shortened, basis = torch.linalg.eigh(covariance)
@@ -65,6 +63,17 @@ def restoration(evidence: Evidence, clip: float) -> Tensor:
             break
     grown: Tensor = basis @ torch.diag((lengths / shortened).sqrt()) @ basis.T
     return grown
+
+
+def off_centre(evidence: Evidence) -> tuple[str, float] | None:
+    """The variable whose mean is too far from the centre of its bounds for a `restoration`, and how far in its standard
+    deviations; None if there is none. What noise alone may do to a mean is allowed for."""
+    mean, covariance = evidence.mean(), evidence.covariance()
+    doubt = evidence.noise / evidence.count  # √2 standard deviations of a mean, one of a variance
+    off = (mean.abs() - 3 * doubt).clamp_min(0).square() / covariance.diagonal().clamp_min(max(doubt, 1e-12))
+    if evidence.d == 0 or float(off.max()) <= _CENTRED:
+        return None
+    return evidence.names[int(off.argmax())], float(off.max()) ** 0.5
 
 
 def restored(evidence: Evidence, grow: Tensor) -> Evidence:

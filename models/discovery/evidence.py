@@ -83,7 +83,7 @@ class Dictionary:
         if categorical:
             raise ConfigurationError(
                 f"Variables {categorical} are categorical, but the identity feature map takes numbers only: "
-                "declare one binary variable for each level but one."
+                "take the features one-hot, or declare one binary variable for each level but one."
             )
         if not 1 < self.clip <= len(self.variables) + 1:
             raise ConfigurationError(
@@ -366,15 +366,20 @@ NO_POWER = Partial(0.0, 0.0, math.inf, math.inf)
 
 
 def partial(evidence: Evidence, a: str, b: str, given: Sequence[str] = ()) -> Partial:
-    """The partial correlation of a and b given a set, by Fisher's z (Fisher 1924) with noise-aware standard error.
+    """The partial correlation of a and b given a set, each one column: see `correlated`."""
+    rows = [_unit(evidence, name) for name in (a, b, *given)]
+    return correlated(evidence, torch.stack(rows[:2]), torch.stack([_unit(evidence), *rows[2:]]))
+
+
+def correlated(evidence: Evidence, pair: Tensor, basis: Tensor) -> Partial:
+    """The partial correlation of two linear functions of x given others, by Fisher's z (Fisher 1924) with noise-aware
+    standard error. ``pair`` (2, k+1), ``basis`` (s, k+1): coefficients on x = (1, z), the constant first in the basis.
 
     Sampling: 1/√(n - |S| - 3). Privacy: with u, w the residual coefficient vectors of a and b on (1, S), normalised to
     uᵀMu = wᵀMw = 1, the gradient of ρ = uᵀMw is sym(u wᵀ) - ρ/2·(u uᵀ + w wᵀ), because residuals are orthogonal to S.
     Evidence too noisy to have positive residual variances has no power: z = 0 with an infinite standard error.
     """
-    basis = [0, *(evidence.index(name) + 1 for name in given)]
-    pair = [evidence.index(a) + 1, evidence.index(b) + 1]
-    free = evidence.count - len(given) - 3
+    free = evidence.count - (len(basis) - 1) - 3
     residuals = _residual_vectors(evidence.moments, pair, basis)
     if residuals is None or free <= 0:
         return NO_POWER
@@ -385,6 +390,13 @@ def partial(evidence: Evidence, a: str, b: str, given: Sequence[str] = ()) -> Pa
     cross = torch.outer(u, w)
     gradient = (cross + cross.T) / 2 - rho / 2 * (torch.outer(u, u) + torch.outer(w, w))
     return Partial(rho, math.atanh(rho), free**-0.5, evidence.noise_of(gradient) / (1 - rho * rho))
+
+
+def _unit(evidence: Evidence, name: str | None = None) -> Tensor:
+    """(k+1,) the coefficients of a variable of one column, or of the constant."""
+    row = torch.zeros(evidence.d + 1, dtype=torch.float64)
+    row[0 if name is None else evidence.index(name) + 1] = 1.0
+    return row
 
 
 def moments_of(z: Floats) -> Tensor:
@@ -434,16 +446,13 @@ def _rescaled(part: Evidence, like: Evidence) -> Tensor:
     return change @ part.moments @ change.T
 
 
-def _residual_vectors(moments: Tensor, pair: list[int], basis: list[int]) -> Tensor | None:
+def _residual_vectors(moments: Tensor, pair: Tensor, basis: Tensor) -> Tensor | None:
     """(2, p): the coefficients of the residuals of ``pair`` on ``basis``, with unit residual variance."""
-    block, cross = moments[basis][:, basis], moments[basis][:, pair]
-    factor, failed = torch.linalg.cholesky_ex(block)
+    held = basis @ moments
+    factor, failed = torch.linalg.cholesky_ex(held @ basis.T)
     if int(failed):
         return None
-    coefficients = torch.cholesky_solve(cross, factor)
-    vectors = torch.zeros(2, len(moments), dtype=torch.float64)
-    vectors[[0, 1], pair] = 1.0
-    vectors[:, basis] -= coefficients.T
+    vectors = pair - torch.cholesky_solve(held @ pair.T, factor).T @ basis
     variances = ((vectors @ moments) * vectors).sum(dim=1)
     if not bool((variances > 0).all()):
         return None

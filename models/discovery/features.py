@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal, get_args
 
 import numpy as np
@@ -33,6 +34,8 @@ from causaldao.errors import ConfigurationError, DataError
 from causaldao.models.discovery.evidence import Evidence, Floats, Integers, Variable, numbers, on_lattice
 
 Features = Literal["identity", "one-hot", "fourier"]
+_CHANCE = 1e-9  # that noise alone makes evidence look impossible
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ class FeatureMap:
         most = 1.0 + sum(waves + self.linear if self._waved(variable) else 1.0 for variable in self.variables)
         return most + 2 * math.sqrt(most * sum(self.blocks)) / self.lattice
 
+    @property
+    def least(self) -> float:
+        """The smallest ‖x‖² that a record can have: where the clip is below it, every record is shortened."""
+        return 1.0 + sum(2 * (self.waves // 2) / self.waves for v in self.variables if self._waved(v))
+
     def _waved(self, variable: Variable) -> bool:
         return self.features == "fourier" and variable.kind in ("continuous", "count")
 
@@ -119,13 +127,84 @@ class FeatureMap:
 
     @property
     def centre(self) -> Tensor:
-        """(k,) zeros: features have no other unit than their own."""
-        return torch.zeros(sum(self.blocks), dtype=torch.float64)
+        """(k,) a number's own, in its first column if its waves have it there; 0 of features, which have no other unit
+        than their own."""
+        return self._by_column([v.centre for v in self.variables], 0.0)
 
     @property
     def half(self) -> Tensor:
-        """(k,) ones."""
-        return torch.ones(sum(self.blocks), dtype=torch.float64)
+        """(k,) likewise; 1 of features."""
+        return self._by_column([v.half for v in self.variables], 1.0)
+
+    def _by_column(self, own: Sequence[float], other: float) -> Tensor:
+        found = []
+        for variable, size, value in zip(self.variables, self.blocks, own, strict=True):
+            number = variable.kind != "categorical" and (self.linear or not self._waved(variable))
+            found += [value if number else other, *[other] * (size - 1)]
+        return torch.tensor(found, dtype=torch.float64)
+
+    def plain(self, evidence: Evidence) -> Evidence:
+        """The evidence of this map with the waves left out: a number is one column again; levels keep theirs.
+
+        Raises:
+            ConfigurationError: a map of waves without the number itself.
+        """
+        waved = {variable.name for variable in self.variables if self._waved(variable)}
+        if waved and not self.linear:
+            raise ConfigurationError("Waves without the number itself have no plain evidence: take linear = True.")
+        owned = [list(evidence.columns(name))[: 1 if name in waved else None] for name in evidence.names]
+        columns = [c for own in owned for c in own]
+        cells = [0, *(c + 1 for c in columns)]
+        return replace(
+            evidence, moments=evidence.moments[cells][:, cells], centre=evidence.centre[columns],
+            half=evidence.half[columns], blocks=tuple(map(len, owned)),
+        )  # fmt: skip
+
+    def impossible(self, evidence: Evidence) -> str:
+        """Why no records at all make this evidence, whatever its noise; "" if some may.
+
+        A record has one level, so two indicators of a variable never meet, and an indicator is its own square. The
+        waves of a number have a known norm. A record that was shortened has less of each. What noise of the declared
+        scale does once in a billion times is let pass.
+        """
+        sigma, most = evidence.noise, NormalDist().inv_cdf(1 - _CHANCE / (2 * max(1, evidence.d**2)))
+        for name, wrong, excess, parts in self._limits(evidence):
+            if excess > most * sigma * math.sqrt(parts) + _ROUNDING * evidence.count:
+                return (
+                    f"{wrong.format(repr(name))} by {excess:.4g} records, where noise of {sigma:.4g} allows "
+                    f"{most * sigma * math.sqrt(parts):.4g}"
+                )
+        return ""
+
+    def _limits(self, evidence: Evidence) -> Iterator[tuple[str, str, float, float]]:
+        """(variable, what is exceeded, by how much, the noise variance of that in σ²)."""
+        count, whole = evidence.count, self.clip >= self._most() * (1 - 1e-9)
+        for variable in self.variables:
+            cells = [1 + c for c in evidence.columns(variable.name)]
+            sums, own = evidence.moments[0, cells], evidence.moments[cells][:, cells]
+            name, squares = variable.name, own.diagonal()
+            if variable.kind == "categorical":
+                both, size = own - squares.diag(), len(cells)
+                beyond = squares - sums
+                yield name, "two levels of {} are taken at once", float(both.abs().max()), 0.5
+                yield (
+                    name,
+                    "a level of {} differs from its square",
+                    float((beyond.abs() if whole else beyond).max()),
+                    1.5,
+                )
+                yield name, "a level of {} is negative", float((-sums).max()), 0.5
+                yield name, "the levels of {} exceed the records", float(sums.sum()) - count, 1 + size / 2
+                continue
+            waves = squares[int(self.linear) :] if self._waved(variable) else squares[:0]
+            yield name, "the square of {} exceeds its bounds", float(squares[0]) - count, 2.0
+            if len(waves):
+                norm = 2.0 * -(-self.waves // 2) / self.waves
+                room = 2 * math.sqrt(norm * len(waves)) / self.lattice * count
+                beyond = waves.sum() - norm * count
+                two = whole and self.waves % 2 == 0
+                excess = float(beyond.abs() if two else beyond) - room
+                yield name, "the waves of {} have another norm", excess, len(waves) + norm**2
 
     def lattice_rows(self, frame: pd.DataFrame) -> Integers:
         """(n, k+1) int64: (1, φ) in lattice steps, numbers clipped to their bounds; ‖row‖² ≤ C²·lattice² exactly.

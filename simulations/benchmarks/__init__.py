@@ -24,6 +24,7 @@ NAMES = (
     "discovery",
     "networks",
     "nonlinear",
+    "federated-features",
     "continuous",
     "federated",
     "scm",

@@ -83,15 +83,15 @@ def rows(rng: np.random.Generator, n: int, effect: float = -1.0) -> pd.DataFrame
 
 def released(rng: np.random.Generator, frame: pd.DataFrame, asked: Study) -> Evidence:
     """The evidence of a member, with the study's noise."""
-    exact = Evidence.from_data(frame, asked.dictionary)
-    lattice = asked.dictionary.lattice**2
+    exact = Evidence.from_data(frame, asked.encoding)
+    lattice = asked.encoding.lattice**2
     sigma = plan(asked).sigma
     p = exact.d + 1
     upper = np.triu_indices(p)
     scale = np.where(upper[0] == upper[1], sigma, sigma / np.sqrt(2))
     noise = np.rint(rng.normal(size=len(scale)) * scale).astype(np.int64)
     triangle = np.rint(exact.moments.numpy()[upper] * lattice).astype(np.int64) + noise
-    return Evidence.from_release(triangle, asked.dictionary, sigma)
+    return Evidence.from_release(triangle, asked.encoding, sigma)
 
 
 def sites(rng: np.random.Generator, asked: Study, members: int, n: int = 1500) -> dict[str, Evidence]:

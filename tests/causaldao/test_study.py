@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from causaldao.decisions import cautions
 from causaldao.errors import ConfigurationError
 from causaldao.signing import canonical
 from causaldao.study import Study
@@ -195,3 +196,69 @@ def test_an_optimisers_default_is_not_in_the_hash() -> None:
 def test_training_that_overshoots_is_proposed(training: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="1 fault"):
         study(training=training)
+
+
+# Features
+
+LEVELS = {"name": "ward", "kind": "categorical", "levels": ["north", "south", "east"]}
+
+
+def _mixed(**discovery: Any) -> dict[str, Any]:
+    """The small study without training, its age become a ward of three levels."""
+    value = study(training={"rounds": 0}).to_json()
+    value["variables"][0] = LEVELS
+    value["effects"] = [{"treatment": "dose", "outcome": "pain", "adjustment": ["ward"]}]
+    return {**value, "discovery": {"features": "one-hot", **discovery}}
+
+
+def test_levels_need_no_bounds_and_make_as_many_columns_but_one() -> None:
+    asked = Study.from_mapping(_mixed())
+    assert asked.encoding.blocks == (2, 1, 1)
+    assert asked.encoding.clip == asked.to_json()["discovery"]["clip"] >= 4
+    assert (asked.penalty, Study.from_mapping(_mixed(penalty=1.5)).penalty, study().penalty) == (1.0, 1.5, 2.0)
+    assert Study.from_mapping(asked.to_json()).hash == asked.hash
+    assert not {"waves", "width", "seed", "restore"} & set(asked.to_json()["discovery"])
+
+
+def test_the_settings_of_waves_are_in_the_hash_where_there_are_waves() -> None:
+    asked = Study.from_mapping(_mixed(features="fourier"))
+    assert asked.encoding.blocks == (2, 1, 9)
+    said = asked.to_json()["discovery"]
+    assert (said["waves"], said["width"], said["seed"]) == (8, 0.25, 0)
+    assert Study.from_mapping(_mixed(features="fourier", waves=8)).hash == asked.hash
+    assert Study.from_mapping(_mixed(features="fourier", seed=1)).hash != asked.hash
+    assert Study.from_mapping(asked.to_json()).hash == asked.hash
+
+
+def _without_levels() -> dict[str, Any]:
+    value = _mixed()
+    value["variables"][0] = {"name": "ward", "kind": "categorical"}
+    return value
+
+
+def _with(table: str, keys: Any) -> dict[str, Any]:
+    return {**_mixed(), table: keys}
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    (_without_levels(), ("'ward'", "levels", "two or more")),
+    (_mixed(features="identity"), ("categorical", "one-hot")),
+    (_mixed(clip=1.0), ("clip", "greater than 1")),
+    (_mixed(clip=9.0), ("clip", "4 features")),
+    (_mixed(waves=4), ("['waves']", "'fourier'", "leave them out")),
+    (_mixed(features="fourier", waves=1), ("discovery.waves",)),
+    (_with("training", {"rounds": 1}), ("training.rounds = 0", "['ward']")),
+    (_with("effects", [{"treatment": "ward", "outcome": "pain"}]), ("['ward']", "binary variable")),
+])  # fmt: skip
+def test_features_that_a_study_cannot_use_are_proposed(value: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Study.from_mapping(value)
+    shown = "\n".join(caught.value.problems)
+    assert all(word in shown for word in words), shown
+
+
+def test_a_clip_that_shortens_every_record_is_warned_of() -> None:
+    value = _mixed(features="fourier", clip=1.5)
+    (caution,) = cautions(Study.from_mapping(value))
+    assert "discovery.clip 1.5 shortens every record" in caution
+    assert cautions(Study.from_mapping(_mixed())) == ()

@@ -229,6 +229,17 @@ def test_another_request_for_the_same_slot_is_refused(tmp_path: Path) -> None:
     assert [debit.key.kind for debit in member.journal.debits()] == ["evidence", "update"]
 
 
+def test_evidence_is_read_in_no_direction_that_the_study_does_not_have(tmp_path: Path) -> None:
+    member = present(tmp_path / "n")
+    member.answer(request("evidence"))
+    pattern = {"nodes": ["a", "b", "c"], "edges": []}
+    proposal = {"pattern": pattern, "marks": [], "near_ties": []}
+    reading = {name: [[1.0, 0.0, 0.0]] for name in "abc"}
+    for crooked in (reading, {"a": [[1.0]]}, {"a": "x"}, {"d": [[1.0]]}, []):
+        assert refused(member, request("ballot", {"proposal": {**proposal, "reading": crooked}})) == "identity"
+    assert said(member.answer(request("ballot", {"proposal": {**proposal, "reading": {}}}))).kind == "ballot"
+
+
 def test_a_round_outside_the_study_is_refused(tmp_path: Path) -> None:
     member = present(tmp_path / "n")
     meta, tensors = training(member)

@@ -252,6 +252,13 @@ def test_levels_are_not_compared_on_the_same_records() -> None:
     assert all(0 <= run["precision"] <= 1 and run["f1_sd"] == 0 for run in found["mixed"].values())
 
 
+def test_studies_on_features_are_measured_on_the_records_that_made_their_bounds() -> None:
+    options = {"seeds": 1, "records": 600, "epsilons": (20.0,), "methods": ("ges",), "parts": ("curved",)}
+    found = run("federated-features", **options)
+    assert [row["features"] for row in found["curved"]] == ["identity", "fourier"]
+    assert all(0 < row["f1"] == row["least"] <= 1 and row["accused"] == 0 for row in found["curved"])
+
+
 def test_structural_models_are_judged_without_planted_truths() -> None:
     found = run("scm", parts=("counterfactuals", "root-cause"), kinds=("additive",), seeds=2, rows=400)
     assert set(found["counterfactuals"]) == {"additive"}

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from causaldao.client.data.checks import check, conform
 from causaldao.client.data.mapping import Column, apply, faults, mismatches
 from causaldao.models.discovery.evidence import Dictionary, Variable
+from causaldao.models.discovery.features import FeatureMap
 
 DICTIONARY = Dictionary(
     (
@@ -159,3 +160,31 @@ def test_a_study_without_a_unit_asks_for_none() -> None:
 def test_a_mapping_that_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Column.model_validate({"column": "x", "kind": "binary", **wrong})
+
+
+LEVELLED = FeatureMap((Variable("ward", "categorical", levels=("north", "7")),), "one-hot")
+
+
+@pytest.mark.parametrize(
+    ("cells", "levels"),
+    [
+        (["Nord", "Süd", "West", None], {"Nord": 0, "Süd": 1}),
+        ([1.0, 2.0, 3.0, math.nan], {"1": 0, "2": 1}),
+    ],
+)
+def test_words_of_an_institution_become_the_levels_of_the_study(cells: list[Any], levels: dict[str, float]) -> None:
+    column = Column.model_validate({"column": "w", "kind": "categorical", "levels": levels})
+    found = apply(pd.DataFrame({"w": cells}), {"ward": column}, LEVELLED)["ward"].tolist()
+    assert found[:2] == ["north", "7"]
+    assert conform(pd.DataFrame({"ward": found}), LEVELLED)["ward"].tolist() == ["north", "7", "north", "north"]
+    wrong = check(pd.DataFrame({"ward": found}), LEVELLED)
+    told = [(problem.fault, problem.rows) for problem in wrong]
+    assert told == [("no value", (4,)), ("a value that is no level", (3,))]
+    assert "north, 7" in str(wrong[1])
+
+
+@pytest.mark.parametrize("cells", [["north", "7", " 7 "], ["north", 7, 7.0]])
+def test_levels_that_are_numbers_are_found_however_they_are_written(cells: list[Any]) -> None:
+    frame = pd.DataFrame({"ward": pd.Series(cells, dtype=object)})
+    assert check(frame, LEVELLED) == []
+    assert conform(frame, LEVELLED)["ward"].tolist() == ["north", "7", "7"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +20,7 @@ from causaldao.models.discovery import discover, search
 from causaldao.models.discovery.block_score import BlockScore
 from causaldao.models.discovery.blocks import BlockTests, Whitened, normal
 from causaldao.models.discovery.evidence import Evidence, Variable, add, partial
-from causaldao.models.discovery.features import FeatureMap, from_data, variables_of
+from causaldao.models.discovery.features import FeatureMap, Features, from_data, variables_of
 from causaldao.models.discovery.score import Score
 from causaldao.models.knowledge import NONE, Knowledge
 from tests.counts import count
@@ -349,3 +350,73 @@ def test_parts_made_by_a_map_lose_their_blocks_or_add_to_those_of_another() -> N
     waves = Evidence.from_data(frame, FeatureMap(variables_of(frame)))
     with pytest.raises(MisuseError, match="different feature maps does not add"):
         add([whole, waves])
+
+
+LEVELLED = (
+    Variable("k", "categorical", levels=("a", "b", "c", "d")),
+    Variable("x", bounds=(-3, 5)),
+    Variable("flag", "binary", bounds=(0, 1)),
+)
+
+
+def _levelled(rng: np.random.Generator, n: int) -> pd.DataFrame:
+    words = np.array(["a", "b", "c", "d"], object)[rng.integers(0, 4, n)]
+    return pd.DataFrame({"k": words, "x": rng.normal(1, 1, n), "flag": rng.integers(0, 2, n).astype(float)})
+
+
+def test_numbers_keep_their_unit_among_features() -> None:
+    fourier = FeatureMap(LEVELLED, "fourier", waves=4)
+    assert fourier.half.tolist() == [1.0, 1.0, 1.0, 4.0, 1.0, 1.0, 1.0, 1.0, 0.5]
+    assert fourier.centre.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.5]
+    frame = _levelled(np.random.default_rng(0), 800)
+    plain = fourier.plain(Evidence.from_data(frame, fourier))
+    one_hot = Evidence.from_data(frame, FeatureMap(LEVELLED, "one-hot"))
+    assert plain.blocks == one_hot.blocks == (3, 1, 1)
+    torch.testing.assert_close(plain.moments, one_hot.moments)
+    assert torch.equal(plain.half, one_hot.half)
+    with pytest.raises(ConfigurationError, match="linear"):
+        FeatureMap(LEVELLED, "fourier", linear=False).plain(one_hot)
+
+
+@pytest.mark.parametrize("features", ["one-hot", "fourier"])
+@pytest.mark.parametrize("clip", [math.inf, 2.2])
+def test_evidence_of_records_is_possible_whatever_the_noise(features: Features, clip: float) -> None:
+    chosen = FeatureMap(LEVELLED, features, waves=4, clip=clip)
+    rng = np.random.default_rng(1)
+    for seed in range(count(20, 400)):
+        frame = _levelled(np.random.default_rng(seed), 300)
+        sigma = float(rng.choice([0, 1, 30, 300]))
+        exact = Evidence.from_data(frame, chosen)
+        drawn = torch.from_numpy(rng.normal(size=exact.moments.shape)) * sigma / math.sqrt(2)
+        upper = torch.triu(drawn, 1)
+        moments = exact.moments + upper + upper.T + torch.diag(drawn.diagonal() * math.sqrt(2))
+        moments[0, 0] = moments[0, 0].clamp_min(1)
+        assert chosen.impossible(replace(exact, moments=moments, noise=sigma)) == ""
+
+
+def test_evidence_that_no_record_makes_is_told_from_noise() -> None:
+    chosen = FeatureMap(LEVELLED, "fourier", waves=4)
+    exact = replace(Evidence.from_data(_levelled(np.random.default_rng(2), 2000), chosen), noise=20.0)
+    assert chosen.impossible(exact) == ""
+    lies = {
+        "two levels": ((1, 2), 300.0), "differs from its square": ((3, 3), 400.0), "another norm": ((5, 5), -500.0),
+        "is negative": ((0, 2), -1000.0), "exceeds its bounds": ((9, 9), 800.0),
+    }  # fmt: skip
+    for said, ((i, j), by) in lies.items():
+        moments = exact.moments.clone()
+        moments[i, j] += by
+        moments[j, i] = moments[i, j]
+        found = chosen.impossible(replace(exact, moments=moments))
+        assert found, said
+        assert said in found or said == "is negative"
+    many = exact.moments.clone()
+    for cell in (1, 2, 3):
+        many[0, cell] += 400
+        many[cell, 0] = many[0, cell]
+        many[cell, cell] += 400
+    assert "exceed the records" in chosen.impossible(replace(exact, moments=many))
+
+
+def test_a_clip_that_shortens_every_record_is_known_from_the_map() -> None:
+    assert FeatureMap(LEVELLED, "fourier", waves=4).least == 2.0
+    assert FeatureMap(LEVELLED, "one-hot").least == 1.0
