@@ -148,7 +148,7 @@ def propose(evidence: Evidence, method: str, knowledge: Knowledge, *, seed: int,
 
     ``seed`` is public (from the study's hash), so that anyone finds the same.
     """
-    if method == "boss":
+    if method in ("boss", "moment-fit"):
         options = {**options, "generator": torch.Generator().manual_seed(seed)}
     found = search(evidence, method, knowledge, **options)
     ties = tuple(Mark(pair).key for pair in sorted(found.near_ties))
