@@ -67,8 +67,8 @@ def discover(
     Evidence is second moments (`Evidence`), of numbers or of features (`features.from_data`, whose tests and scores
     are those of blocks of columns), or tables of discrete variables (`LocalTables`, `SharedTables`) for the methods in
     `ON_TABLES`. Options of ``boss`` and ``moment-fit``: penalty, generator, restarts; of ``ges``: penalty, turning; of
-    ``boss`` and ``ges`` on tables also score and sample_size; of ``pc``, ``fci`` and ``rfci``: alpha; of ``pc`` and ``fci`` also colliders, of ``pc``
-    priority; of ``notears`` and ``dagma``: sparsity, threshold, standardise.
+    ``boss`` and ``ges`` on tables also score and sample_size; of ``pc``, ``fci`` and ``rfci``: alpha; of ``pc`` and
+    ``fci`` also colliders, of ``pc`` priority; of ``notears`` and ``dagma``: sparsity, threshold, standardise.
 
     Raises:
         MisuseError: no method, option or feature map of that name, or a method that cannot use tables; the choices are

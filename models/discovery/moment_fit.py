@@ -41,7 +41,7 @@ from causaldao.models.pattern import cpdag_of, extension
 
 PENALTY = 1.5
 _FLOOR = 0.02  # of the mean eigenvalue: what noise left of a direction is taken for this much at least
-_STARTS = 3  # orders of boss
+_STARTS = 1  # orders of boss: the moves mend what more would
 _STEPS, _TRIES, _SETTLED = 12, 5, 0.03  # of a fit; F matters to about a tenth of a penalty
 _SLACK = 1.5  # penalties by which an estimate may miss before a move is given up
 _WIDER = 1.3  # penalties: an estimate up to here is looked at exactly
@@ -58,12 +58,12 @@ def moment_fit(
     penalty: float = PENALTY,
     knowledge: Knowledge = NONE,
     generator: torch.Generator | None = None,
-    restarts: int = 12,
+    restarts: int = 8,
 ) -> Discovery:
     """The CPDAG of the best-fitting DAG that the search meets.
 
-    ``penalty`` is c, in units of log n_eff for each edge. ``restarts`` counts the new starts after the first, from
-    random moves by ``generator`` (seeded with 0 by default). Parents that knowledge rules out are never fitted, those
+    ``penalty`` is c, in units of log n_eff for each edge. The search ends when ``restarts`` new starts in a row,
+    from random moves by ``generator`` (seeded with 0 by default), found nothing better. Parents that knowledge rules out are never fitted, those
     that it requires always. Without noise it is slower than `boss` and finds no more.
 
     Raises:
@@ -77,7 +77,7 @@ def moment_fit(
         )
     chosen = evidence.select(sorted(evidence.names))
     draw = generator or torch.Generator().manual_seed(0)
-    start = extension(boss(chosen, None, knowledge, draw, min(_STARTS, restarts)).graph)
+    start = extension(boss(chosen, None, knowledge, draw, _STARTS).graph)
     names = chosen.names
     if start is None or not names:
         return Discovery(knowledge.orient(CausalGraph.dag([], evidence.names)))
@@ -227,13 +227,14 @@ class _Search:
     rng: np.random.Generator
 
     def run(self, start: Edges, restarts: int) -> Edges:
-        best = self._climb(start)
-        for _ in range(restarts):
-            edges = self._another(best.edges)
+        best, idle = self._climb(start), 0
+        while idle < restarts:
+            edges, idle = self._another(best.edges), idle + 1
             for _ in range(_KICK):
                 edges = self._turned(edges, *self._any(edges)) if edges.any() else edges
             found = self._climb(edges)
-            best = found if found.score < best.score - _BETTER else best
+            if found.score < best.score - _BETTER:
+                best, idle = found, 0
         return best.edges
 
     def _climb(self, edges: Edges) -> _Found:

@@ -1,4 +1,4 @@
-"""The fit of all moments at once: its numbers are those of refits, its moves lose nothing, and noise misleads it less."""
+"""The fit of all moments at once: its numbers are those of refits, its moves lose nothing, noise misleads it less."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def _search(moments: _Moments, rng: np.random.Generator) -> _Search:
 
 
 def test_noise_misleads_the_fit_as_it_misleads_boss() -> None:
-    """Two edges for each of 12 variables: 20,000 records whose noise is worth 16 times fewer."""
+    """Two edges for each of 10 variables, and noise by which 20,000 records are worth 8,000."""
     lost = {"boss": 0, "fit": 0}
-    for seed in range(count(3, 20)):
+    for seed in range(count(6, 30)):
         rng = np.random.default_rng(seed)
-        matrix = weights(rng, 12, DENSE, 0.4, 0.9)
-        evidence, truth = _noisy(rng, matrix, 20_000, 80.0), cpdag_of(dag_of(matrix))
-        lost["boss"] += shd(boss(evidence).graph, truth)
-        lost["fit"] += shd(moment_fit(evidence, restarts=4).graph, truth)
-    assert lost["fit"] < lost["boss"] / 2
+        matrix = weights(rng, 10, DENSE, 0.4, 0.9)
+        evidence, truth = _noisy(rng, matrix, 20_000, 40.0), cpdag_of(dag_of(matrix))
+        lost["boss"] += shd(boss(evidence, restarts=3).graph, truth)
+        lost["fit"] += shd(moment_fit(evidence, restarts=2).graph, truth)
+    assert lost["fit"] < lost["boss"] / 2, lost
 
 
 def test_the_misfit_of_the_truth_is_not_chi_square() -> None:
     """Its mean is the degrees of freedom: then sampling and noise are counted once, and in the right entries."""
     excess = []
-    for seed in range(count(60, 400)):
+    for seed in range(count(40, 400)):
         moments, truth, _ = _case(seed)
         freedom = 8 * 9 / 2 - 8 - truth.sum()
         excess.append((moments.fit(truth).loss - freedom) / np.sqrt(2 * freedom))
@@ -94,8 +94,7 @@ def test_the_dags_of_a_class_have_different_scores() -> None:
     for seed in range(count(5, 30)):
         moments, truth, rng = _case(seed)
         other = _search(moments, rng)._another(truth)
-        labels = names(8)
-        assert cpdag_of(dag_of(other.astype(float))) == cpdag_of(dag_of(truth.astype(float))), labels
+        assert cpdag_of(dag_of(other.astype(float))) == cpdag_of(dag_of(truth.astype(float)))
         assert moments.fit(other).loss == pytest.approx(moments.fit(truth).loss, abs=0.2)
 
 
@@ -107,7 +106,8 @@ def test_a_turn_loses_what_fitted_or_makes_a_circle() -> None:
             turned = search._turned(truth, i, j)
             reach = _reach(turned)
             assert not (reach & reach.T & ~np.eye(8, dtype=bool)).any()
-            assert reach[j, i] and not reach[i, j]
+            assert reach[j, i]
+            assert not reach[i, j]
             assert moments.fit(turned).loss < fit.loss + 0.2
 
 
@@ -118,7 +118,7 @@ def test_knowledge_is_forgotten_in_the_search() -> None:
         evidence, dag = _noisy(rng, matrix, 5000, 20.0), dag_of(matrix)
         first, last = dag.topological_order()[0], dag.topological_order()[-1]
         wrong = Knowledge(required={(last, first)}, tiers={name: int(name != last) for name in dag.nodes})
-        found = moment_fit(evidence, knowledge=wrong, restarts=2).graph
+        found = moment_fit(evidence, knowledge=wrong, restarts=1).graph
         assert (last, first) in found.directed
         assert all(wrong.allows(a, b) for a, b in found.directed)
         assert not any(last in pair for pair in found.undirected)
@@ -128,15 +128,15 @@ def test_exact_moments_have_another_graph_than_their_model() -> None:
     for seed in range(count(3, 20)):
         rng = np.random.default_rng(seed)
         matrix = weights(rng, 7, 3.0)
-        assert moment_fit(population(matrix), restarts=2).graph == cpdag_of(dag_of(matrix))
+        assert moment_fit(population(matrix), restarts=1).graph == cpdag_of(dag_of(matrix))
 
 
 def test_a_run_has_no_other_outcome_by_the_order_of_columns_or_the_global_generator() -> None:
     rng = np.random.default_rng(3)
-    evidence = _noisy(rng, weights(rng, 8, DENSE, 0.4, 0.9), 2000, 20.0)
+    evidence = _noisy(rng, weights(rng, 6, 3.0, 0.4, 0.9), 2000, 20.0)
     before = torch.random.get_rng_state()
-    found = moment_fit(evidence, restarts=2).graph
-    assert found.edges == moment_fit(evidence.select(evidence.names[::-1]), restarts=2).graph.edges
+    found = moment_fit(evidence, restarts=1).graph
+    assert found.edges == moment_fit(evidence.select(evidence.names[::-1]), restarts=1).graph.edges
     assert torch.equal(before, torch.random.get_rng_state())
 
 
