@@ -62,9 +62,9 @@ def moment_fit(
 ) -> Discovery:
     """The CPDAG of the best-fitting DAG that the search meets.
 
-    ``penalty`` is c, in units of log n_eff for each edge. The search ends when ``restarts`` new starts in a row,
-    from random moves by ``generator`` (seeded with 0 by default), found nothing better. Parents that knowledge rules out are never fitted, those
-    that it requires always. Without noise it is slower than `boss` and finds no more.
+    ``penalty`` is c, in units of log n_eff for each edge. The search ends when ``restarts`` new starts in a row, from
+    random moves by ``generator`` (seeded with 0 by default), found nothing better. Parents that knowledge rules out are
+    never fitted, those that it requires always. Without noise it is slower than `boss` and finds no more.
 
     Raises:
         MisuseError: evidence of blocks, restarts below 1, a penalty that is not positive.
