@@ -176,7 +176,7 @@ def propose(
     be put back first; where a variable's mean forbids that, the proposal names it and rests on the evidence as it is.
     """
     reading, unrestored = _read(evidence, clip)
-    if method == "boss":
+    if method in ("boss", "moment-fit"):
         options = {**options, "generator": torch.Generator().manual_seed(seed)}
     found = search(reading.applied(evidence), method, knowledge, **options)
     ties = tuple(Mark(pair).key for pair in sorted(found.near_ties))

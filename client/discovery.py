@@ -40,7 +40,8 @@ def discover(
     method: Annotated[
         str,
         typer.Option(
-            help="boss, ges or pc; fci or rfci where causes may be unmeasured; notears or dagma to compare with."
+            help="boss, ges or pc; fci or rfci where causes may be unmeasured; moment-fit for noisy evidence; "
+            "notears or dagma to compare with."
         ),
     ] = "boss",
     knowledge: Annotated[Path | None, typer.Option(help="A TOML file: required, forbidden, tiers.")] = None,

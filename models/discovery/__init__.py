@@ -23,6 +23,7 @@ from causaldao.models.discovery.fci import rfci as _rfci
 from causaldao.models.discovery.found import Discovery
 from causaldao.models.discovery.frames import evidence_of
 from causaldao.models.discovery.ges import ges as _ges
+from causaldao.models.discovery.moment_fit import moment_fit as _moment_fit
 from causaldao.models.discovery.pc import pc as _pc
 from causaldao.models.discovery.tables import LocalTables, SharedTables, Tables
 from causaldao.models.graph import CausalGraph
@@ -31,6 +32,7 @@ from causaldao.models.knowledge import NONE, Knowledge
 # under other names, so that `discovery.boss` and `discovery.pc` stay the modules
 METHODS: Mapping[str, Callable[..., Discovery]] = {
     "boss": _boss, "pc": _pc, "ges": _ges, "fci": _fci, "rfci": _rfci, "notears": _notears, "dagma": _dagma,
+    "moment-fit": _moment_fit,
 }  # fmt: skip
 ON_TABLES = frozenset({"boss", "pc", "ges", "fci", "rfci"})
 
@@ -64,9 +66,9 @@ def discover(
 
     Evidence is second moments (`Evidence`), of numbers or of features (`features.from_data`, whose tests and scores
     are those of blocks of columns), or tables of discrete variables (`LocalTables`, `SharedTables`) for the methods in
-    `ON_TABLES`. Options of ``boss``: penalty, generator, restarts; of ``ges``: penalty, turning; of both on tables also
-    score and sample_size; of ``pc``, ``fci`` and ``rfci``: alpha; of ``pc`` and ``fci`` also colliders, of ``pc``
-    priority; of ``notears`` and ``dagma``: sparsity, threshold, standardise.
+    `ON_TABLES`. Options of ``boss`` and ``moment-fit``: penalty, generator, restarts; of ``ges``: penalty, turning; of
+    ``boss`` and ``ges`` on tables also score and sample_size; of ``pc``, ``fci`` and ``rfci``: alpha; of ``pc`` and
+    ``fci`` also colliders, of ``pc`` priority; of ``notears`` and ``dagma``: sparsity, threshold, standardise.
 
     Raises:
         MisuseError: no method, option or feature map of that name, or a method that cannot use tables; the choices are

@@ -3,7 +3,8 @@
 Random linear Gaussian models; each site's evidence goes through the release of a node; the graph is made by the
 functions that a study runs: pool, propose, ballots, adopt. ``multi-krum`` is that as a study has it by default;
 ``sieve`` is the pool's other rule, with what the clip took put back (`models.discovery.clipping`); ``sieve+doubt`` also
-counts unseen liars into the precision of the pool. Beside them: BOSS on all honest rows (no privacy, no liars), which
+counts unseen liars into the precision of the pool; ``sieve+fit`` searches by the fit of all moments at once
+(`models.discovery.moment_fit`) instead of BOSS. Beside them: BOSS on all honest rows (no privacy, no liars), which
 ``extra`` is measured from; and where ε is infinite, BOSS on the mean of all evidence and the edge-wise majority of the
 sites' own graphs. Scores are of CPDAGs: the structural Hamming distance to the truth, less that of the pooled rows
 (``extra``), and F1 of moral graph and skeleton. Means over seeds with 95 % intervals (Student's t).
@@ -89,17 +90,20 @@ class Setting:
 
 @dataclass(frozen=True)
 class Method:
-    """A rule of the pool, whether what the clip took is put back, and the doubt that the pool is charged with."""
+    """A rule of the pool, whether what the clip took is put back, the doubt that the pool is charged with, and the
+    method of discovery."""
 
     rule: str
     restore: bool = False
     doubt: float = 0.0
+    search: str = "boss"
 
 
 METHODS = {
     "multi-krum": Method("multi-krum"),
     "sieve": Method("sieve", restore=True),
     "sieve+doubt": Method("sieve", restore=True, doubt=1.0),
+    "sieve+fit": Method("sieve", restore=True, search="moment-fit"),
 }
 PEERS = ("mean", "majority")
 
@@ -239,10 +243,10 @@ class _Cache:
     seed: int
     found: dict[bytes, Proposal] = field(default_factory=dict)
 
-    def proposal(self, evidence: Evidence) -> Proposal:
-        key = evidence.moments.numpy().tobytes() + str(evidence.noise).encode()
+    def proposal(self, evidence: Evidence, search: str = "boss") -> Proposal:
+        key = evidence.moments.numpy().tobytes() + f"{evidence.noise} {search}".encode()
         if key not in self.found:
-            self.found[key] = propose(evidence, "boss", NONE, seed=self.seed)
+            self.found[key] = propose(evidence, search, NONE, seed=self.seed)
         return self.found[key]
 
 
@@ -267,7 +271,7 @@ def _federated(
     def see(one: Evidence) -> Evidence:
         return one if grow is None else restored(one, grow)
 
-    proposal = cache.proposal(see(pooled.evidence))
+    proposal = cache.proposal(see(pooled.evidence), method.search)
     ballots = {name: cast(proposal, see(own)) for name, own in evidence.items()}
     rule = ConsensusRule(THRESHOLD, setting.faulty, len(evidence))
     found = adopt(proposal, ballots, rule).pattern

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-_COLOURS = {"multi-krum": "#b2182b", "sieve": "#2166ac", "sieve+doubt": "#67a9cf", "mean": "#999", "majority": "#ccc"}
+_COLOURS = {
+    "multi-krum": "#b2182b", "sieve": "#2166ac", "sieve+doubt": "#67a9cf", "sieve+fit": "#1b7837", "mean": "#999",
+    "majority": "#ccc",
+}  # fmt: skip
 _LEFT, _ROW, _WIDE, _TOP = 330.0, 9.0, 460.0, 44.0
 _MOST = 30.0  # extra distance at the right end: more is drawn up to there, and written
 _STYLE = "text{font:11px ui-sans-serif,system-ui,Helvetica,Arial,sans-serif;fill:#16202e}.r{text-anchor:end}"

@@ -28,7 +28,7 @@ SMALL = "ER1/strong/d10/K10/n100/epsinf/liars1/reversed"
 def test_a_small_run_has_no_intervals_or_pictures(tmp_path: Path) -> None:
     found = measure(settings=SMALL, seeds=2, processes=1, out=tmp_path)
     (one,) = found["settings"]
-    assert set(one["methods"]) == {"pooled", "multi-krum", "sieve", "sieve+doubt", "mean", "majority"}
+    assert set(one["methods"]) == {"pooled", "multi-krum", "sieve", "sieve+doubt", "sieve+fit", "mean", "majority"}
     assert one["methods"]["sieve"]["liars_kept"]["mean"] == 0
     assert one["methods"]["pooled"]["extra"] == {"mean": 0.0, "interval": [0.0, 0.0]}
     assert "liars1" in (tmp_path / "federated.md").read_text()
