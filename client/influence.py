@@ -94,10 +94,7 @@ def _signed(
 
 def graph_of(value: Mapping[str, Any], study: Study) -> CausalGraph:
     """A graph that was sent, over the study's variables."""
-    try:
-        graph = CausalGraph.from_json(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise IdentityError("The graph is not in its JSON form.") from error
+    graph = CausalGraph.from_json(value)
     if set(graph.nodes) != set(study.names):
         raise RefusedError("The graph that was sent speaks of other variables than the study.")
     return graph
