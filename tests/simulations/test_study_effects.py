@@ -11,6 +11,7 @@ import pytest
 
 from causaldao.budget import plan
 from causaldao.models.summaries import LATTICE
+from causaldao.server.progress import Event
 from causaldao.signing import Tensors, peek
 from causaldao.simulations.attacks import Conduct
 from causaldao.simulations.cli import summary
@@ -42,6 +43,10 @@ def shifted(records: float) -> Conduct:
     return Conduct(tensors=tensors)
 
 
+class PowerCut(Exception):
+    pass
+
+
 def run(out: Path, asked: Study = ASKED, rows: int = 5000, **options: Any) -> dict[str, Any]:
     table = cases.rows(np.random.default_rng(3), rows)
     return simulate(asked, table, out, Setting(members=options.pop("members", MEMBERS), seed=1), **options)
@@ -49,9 +54,19 @@ def run(out: Path, asked: Study = ASKED, rows: int = 5000, **options: Any) -> di
 
 @pytest.fixture(scope="module")
 def lied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The run was cut off after the members had answered and before that was recorded, and then resumed."""
     out = tmp_path_factory.mktemp("effects") / "run"
     conducts = {LIARS[0]: shifted(200), LIARS[1]: shifted(-250)}
-    return out, run(out, conducts=conducts)
+
+    def cut(event: Event) -> None:
+        if event.phase == "effects" and "answered" in event.message:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        run(out, conducts=conducts, progress=cut)
+    assert not (out / "result.json").exists()
+    assert all(lines[-1][0] == "effects" for lines in small.debits(out).values())
+    return out, run(out, conducts=conducts, resume=True)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +112,7 @@ def test_a_member_spends_more_than_its_plan_or_twice(lied: tuple[Path, dict[str,
 
 
 def test_the_ledger_lacks_a_word_or_the_audit_a_check(lied: tuple[Path, dict[str, Any]]) -> None:
-    out, result = lied
+    out, _ = lied
     lines = small.lines(out)
     words = [line for line in lines if line.kind == "effects"]
     assert len(words) == MEMBERS
