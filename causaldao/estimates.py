@@ -222,7 +222,7 @@ def _answer(study: Study, asked: Asked, meta: Meta, told: Mapping[str, Summary],
             name: {"count": one.count, "estimate": one.estimate, "clipped": list(one.clipped)}
             for name, one in kept.items()
         },
-        "notes": remarks(kept, found.aside),
+        "notes": remarks({name: one for name, one in kept.items() if name not in meta.accused}, found.aside),
     }
 
 
