@@ -15,7 +15,8 @@ from causaldao.audit.case import differences
 from causaldao.budget import plan
 from causaldao.client.privacy.noise import NoiseSource
 from causaldao.client.privacy.release import release_summary
-from causaldao.decisions import decide_pool
+from causaldao.decisions import decide_pool, require_members
+from causaldao.errors import ConfigurationError, GuaranteeError
 from causaldao.estimates import Asked, Functions
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
@@ -200,3 +201,17 @@ def test_effects_of_two_methods_are_not_in_the_studys_order() -> None:
         {"treatment": "dose", "outcome": "pain", "method": "aipw"},
     ]  # fmt: skip
     assert estimates.in_order(of, told) == [told[2], told[0], told[1]]
+
+
+def test_a_study_that_cannot_be_asked_of_so_many_is_proposed() -> None:
+    plain = study(aggregation={"pool": "mean"}, consensus={"faulty": 2})
+    require_members(plain, 7)
+    with pytest.raises(GuaranteeError, match="6 bear at most faulty = 1"):
+        require_members(plain, 6)  # the plain mean of the evidence has no bound, the sums have
+    value = study(consensus={"faulty": 0}).to_json()
+    value["variables"] += [{"name": f"v{k}", "kind": "continuous", "bounds": [0, 1]} for k in range(420)]
+    value["discovery"]["clip"] = None
+    wide = Study.from_mapping(value)
+    require_members(wide, 90)
+    with pytest.raises(ConfigurationError, match="68 MB of 100 members and 423 variables"):
+        require_members(wide, 100)

@@ -15,6 +15,7 @@ from causaldao.server.progress import Event
 from causaldao.signing import Tensors, peek
 from causaldao.simulations.attacks import Conduct
 from causaldao.simulations.cli import summary
+from causaldao.simulations.engine import Faults
 from causaldao.simulations.federation import Setting, simulate
 from causaldao.study import Study
 from tests.causaldao import cases
@@ -24,6 +25,7 @@ from tests.causaldao.test_audit import _named as named
 from tests.causaldao.test_audit import _of as of
 from tests.causaldao.test_estimates import ROBUST, SPLIT, TRUTH, study
 from tests.counts import count
+from tests.server.test_coordinator import BAD, Forger
 from tests.simulations import small
 
 LIARS = ("hospital-03", "hospital-06")
@@ -188,3 +190,23 @@ def test_sums_made_for_another_question_pass_the_audit(case: Case) -> None:
         index.append(of(records, "effects")["index"])
 
     named(case.forge(change), index[0], "answer another question")
+
+
+@pytest.mark.skipif(not count(0, 1), reason="a run of its own: what it shows is shown elsewhere piece by piece")
+def test_two_contents_or_silence_end_the_study_or_leave_no_trace(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    forger = Forger(out, "effects", True, lambda f, p: f.resigned(p, tensors={"sums": p.tensors["sums"] + 1}))
+    reached = Faults(lambda m: (m.metadata.dst_node_id, m.metadata.message_type) != (1005, "query.effects"), forger)
+    result = run(out, faults=reached)
+    said = robust(result)
+    assert said["faulty"] == 0  # both are counted among the two
+    assert not {*LIARS} & {*said["weights"]}
+    assert small.status(result, BAD) == ("excluded", "signed two contents for one effects")
+    assert small.status(result, LIARS[1])[0] == "absent"
+    lines = small.lines(out)
+    (proof,) = [line for line in lines if line.kind == "equivocation"]
+    assert (proof.body["member"], proof.body["kind"]) == (BAD, "effects")
+    assert {line.body["member"] for line in lines if line.kind == "effects"} == {*said["weights"]}
+    spends = [line.body["member"] for line in lines if line.kind == "privacy.spend" and line.body["kind"] == "effects"]
+    assert len(spends) == MEMBERS  # whoever was asked may have released
+    assert small.audited(out).faults == []
