@@ -62,12 +62,12 @@ def view(study: Study, members: int, records: int) -> View:
 
 
 def views(study: Study, members: int, records: int) -> tuple[View, ...]:
-    """What other shares would buy, the rest going to training and evaluation in the study's proportion.
+    """What other shares would buy, the rest going to effects, training and evaluation in the study's proportion.
 
-    A study without training has nothing to share: all of ε belongs to the evidence. A share that leaves training too
-    little for any noise that may be drawn is left out.
+    A study that neither trains nor asks for an effect of method "aipw" has nothing to share: all of ε belongs to the
+    evidence. A share that leaves the rest too little for any noise that may be drawn is left out.
     """
-    if not study.training.rounds:
+    if not study.training.rounds and not study.robust_effects:
         return (view(_resplit(study, 1.0), members, records),)
     found = []
     for share in _SHARES:
@@ -86,7 +86,7 @@ def advised(found: Sequence[View], wanted: float) -> View | None:
 
 def _resplit(study: Study, share: float) -> Study:
     split, value = study.privacy.split, study.to_json()
-    others = {"training": split.training, "evaluation": split.evaluation}
+    others = {"training": split.training, "evaluation": split.evaluation, "effects": split.effects}
     whole = sum(others.values())
     rest = {name: (1 - share) * part / whole if whole else 0.0 for name, part in others.items()}
     value["privacy"]["split"] = {"evidence": share, **rest}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from causaldao.errors import BudgetError
+from causaldao.models.summaries import SENSITIVITY
 from causaldao.study import Study
 
 # opacus's own orders, and larger ones so that small budgets are not charged for a missing order
@@ -36,9 +37,11 @@ class Spend:
 
 @dataclass(frozen=True)
 class Plan:
-    """What each member spends: one evidence release, and per round one training and one evaluation release.
+    """What each member spends: one evidence release, one of the sums of each effect of method "aipw" (``effects``,
+    which counts them), and per round one training and one evaluation release.
 
-    ``sigma`` is the scale of the evidence noise in lattice units (an integer, so that sampling is exact).
+    ``sigma`` is the scale of the evidence noise in lattice units (an integer, so that sampling is exact), and
+    ``effects_sigma`` that of the sums, in the lattice of `causaldao.models.summaries`; 0 where nothing asks for them.
     """
 
     evidence: Spend
@@ -48,12 +51,15 @@ class Plan:
     sigma: int
     epsilon: float
     delta: float
+    effects: Spend | None = None
+    effects_sigma: int = 0
 
     @property
     def spends(self) -> tuple[Spend, ...]:
         """Everything a member spends in the whole study."""
         each = tuple(spend for spend in (self.training, self.evaluation) if spend)
-        return (self.evidence, *(Spend(s.noise_multiplier, s.sample_rate, s.steps * self.rounds) for s in each))
+        once = (self.evidence, *((self.effects,) if self.effects else ()))
+        return (*once, *(Spend(s.noise_multiplier, s.sample_rate, s.steps * self.rounds) for s in each))
 
 
 def epsilon_of(spends: Sequence[Spend], delta: float) -> float:
@@ -82,12 +88,18 @@ def _curve(noise_multiplier: float, sample_rate: float) -> Any:
 def plan(study: Study) -> Plan:
     """The noise multipliers that spend exactly the study's shares of ε, rounded up so that ε is never exceeded.
 
-    Evidence takes its share alone; training and evaluation are then calibrated on the composition with what came
-    before, so the whole stays below ε although the shares of a composition do not add up.
+    Evidence takes its share alone; effects, training and evaluation are then calibrated on the composition with what
+    came before, so the whole stays below ε although the shares of a composition do not add up.
     """
     privacy, training = study.privacy, study.training
     budget = privacy.epsilon * privacy.split.evidence
     spends = [calibrate([], 1.0, 1, budget, privacy.delta)]
+    effects = None
+    if study.robust_effects:
+        budget = min(budget + privacy.epsilon * privacy.split.effects, privacy.epsilon)
+        effects = calibrate(spends, 1.0, len(study.robust_effects), budget, privacy.delta)
+        spends.append(effects)
+    once = len(spends)
     for share, rate, steps in (
         (privacy.split.training, training.sample_rate, training.steps * training.rounds),
         (privacy.split.evaluation, 1.0, training.rounds),
@@ -95,7 +107,7 @@ def plan(study: Study) -> Plan:
         if training.rounds:
             budget = min(budget + privacy.epsilon * share, privacy.epsilon)
             spends.append(calibrate(spends, rate, steps, budget, privacy.delta))
-    each = [Spend(s.noise_multiplier, s.sample_rate, s.steps // training.rounds) for s in spends[1:]]
+    each = [Spend(s.noise_multiplier, s.sample_rate, s.steps // training.rounds) for s in spends[once:]]
     encoding = study.encoding
     sigma = math.ceil(spends[0].noise_multiplier * encoding.clip * encoding.lattice**2)
     return Plan(
@@ -106,6 +118,8 @@ def plan(study: Study) -> Plan:
         sigma,
         epsilon_of(spends, privacy.delta),
         privacy.delta,
+        effects,
+        0 if effects is None else math.ceil(effects.noise_multiplier * SENSITIVITY),
     )
 
 

@@ -16,8 +16,9 @@ from causaldao.aggregation import Aggregate, aggregate
 from causaldao.aggregation.rules import by_name, faults_left, require
 from causaldao.ballots import Ballot, Proposal, propose
 from causaldao.consensus import Consensus, ConsensusRule, adopt
-from causaldao.errors import CausalDAOError, DataError, GuaranteeError, NotIdentifiable
+from causaldao.errors import ConfigurationError, DataError, GuaranteeError, NotIdentifiable
 from causaldao.members import quorum
+from causaldao.messages import MAX_REQUEST_BYTES
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.features import FeatureMap
 from causaldao.models.discovery.reading import Reading
@@ -57,6 +58,13 @@ def require_members(study: Study, members: int) -> None:
     """Refuse a study whose rules cannot bear its f with this many members; the error names the largest f they bear."""
     for rule in _rules(study):
         require(rule, members, study.consensus.faulty)
+    d = len(study.names) + 1
+    shown = members * d * (d + 1) // 2 * 8
+    if study.robust_effects and shown > MAX_REQUEST_BYTES:
+        raise ConfigurationError(
+            f'An effect of method "aipw" shows each node the evidence of all: {shown >> 20} MB of {members} members '
+            f"and {d - 1} variables, and a request has {MAX_REQUEST_BYTES >> 20} MB at most. Take fewer variables."
+        )
     if study.consensus.faulty >= members:
         raise GuaranteeError(f"faulty = {study.consensus.faulty} of {members} members: the largest f is {members - 1}.")
 
@@ -67,6 +75,12 @@ def answers_needed(study: Study, members: int) -> int:
     return max(min(members - faulty, max(least_members(study), quorum(members, faulty))), 1)
 
 
+def effects_needed(study: Study, members: int, asked: int) -> int:
+    """The fewest answers with which the effects of method "aipw" are estimated, of the ``asked`` of all members whose
+    evidence can answer one; 0 where nobody is asked."""
+    return min(answers_needed(study, members), max(asked - study.consensus.faulty, min(asked, 1)))
+
+
 def least_members(study: Study) -> int:
     """The fewest members with whom every rule that the study uses bears its f, and not everybody may lie."""
     faulty = study.consensus.faulty
@@ -74,10 +88,13 @@ def least_members(study: Study) -> int:
 
 
 def _rules(study: Study) -> tuple[str, ...]:
-    """The rules that the study uses: that of the updates only if there are any."""
+    """The rules that the study uses: that of the updates only if there are any, and the one whose bound on n and f the
+    effects of method "aipw" have."""
     spec = study.aggregation
-    pool = RULES[spec.pool]
-    return tuple(dict.fromkeys((pool, spec.rule) if study.training.rounds else (pool,)))
+    used = [RULES[spec.pool], *([spec.rule] if study.training.rounds else [])]
+    if study.robust_effects and study.consensus.faulty:
+        used.append("multi-krum")
+    return tuple(dict.fromkeys(used))
 
 
 def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
@@ -164,7 +181,7 @@ def decide_adoption(study: Study, proposal: Proposal, ballots: Mapping[str, Ball
 def estimate_effects(
     study: Study, pooled: Evidence, consensus: Consensus, bounds: Sequence[float | None]
 ) -> list[dict[str, Any]]:
-    """The study's effects from the pooled evidence, in natural units; no further privacy is spent.
+    """The study's effects of method "moments" from the pooled evidence, in natural units; no further privacy is spent.
 
     With ``adjustment = "auto"`` the adopted pattern is asked; if its graphs disagree, each of their values is listed.
     ``bound`` is how far f unaccused liars can have moved the estimate, and ``interval_with_liars`` the interval widened
@@ -173,10 +190,12 @@ def estimate_effects(
     bound_of = dict(zip(questions_of(study), bounds, strict=False))
     found = []
     for spec in study.effects:
+        if spec.method != "moments":
+            continue  # `causaldao.estimates` has it
         try:
             estimates = _estimates(spec, pooled, consensus)
         except (DataError, NotIdentifiable) as error:  # one question without an answer takes nothing from the others
-            found.append(_no_answer(study, spec, error))
+            found.append(unanswered(study, spec, error.code))
             continue
         for effect in estimates:
             question = Question(effect.treatment, effect.outcome, effect.adjustment)
@@ -202,7 +221,8 @@ def _estimates(spec: EffectSpec, pooled: Evidence, consensus: Consensus) -> tupl
     return found
 
 
-def _no_answer(study: Study, spec: EffectSpec, error: CausalDAOError) -> dict[str, Any]:
+def unanswered(study: Study, spec: EffectSpec, code: str) -> dict[str, Any]:
+    """An effect without an answer, and the code of the reason."""
     return {
         "treatment": spec.treatment,
         "outcome": spec.outcome,
@@ -212,13 +232,13 @@ def _no_answer(study: Study, spec: EffectSpec, error: CausalDAOError) -> dict[st
         "sampling_error": None,
         "privacy_error": None,
         "interval": None,
-        "unit": f"{_unit(study, spec.outcome)} per {_unit(study, spec.treatment)}",
+        "unit": effect_unit(study, spec),
         "graph_implies_zero": False,
         "pooled": None,
         "bound": None,
         "interval_with_liars": None,
         "robustness": None,
-        "no_answer": error.code,
+        "no_answer": code,
     }
 
 
@@ -232,10 +252,15 @@ def _effect_json(study: Study, effect: Effect) -> dict[str, Any]:
         "sampling_error": effect.sampling_error,
         "privacy_error": effect.privacy_error,
         "interval": list(effect.interval),
-        "unit": f"{_unit(study, effect.outcome)} per {_unit(study, effect.treatment)}",
+        "unit": effect_unit(study, effect),
         "graph_implies_zero": effect.implied,
         "pooled": None,
     }
+
+
+def effect_unit(study: Study, effect: Effect | EffectSpec) -> str:
+    """The unit of an effect, in words."""
+    return f"{_unit(study, effect.outcome)} per {_unit(study, effect.treatment)}"
 
 
 def _unit(study: Study, name: str) -> str:

@@ -43,7 +43,8 @@ _PREFIX = "causaldao_"
 MEMBER_STATES: Final = ("pending", "admitted", "revoked")
 STUDY_STATES: Final = ("proposed", "running", "closed", "aborted")
 PHASES: Final = (
-    "idle", "approve", "roll-call", "evidence", "pool", "ballots", "adopt", "training", "evaluate", "release", "close",
+    "idle", "approve", "roll-call", "evidence", "pool", "ballots", "adopt", "effects", "training", "evaluate",
+    "release", "close",
 )  # fmt: skip
 STANDINGS: Final = (
     "unknown", "not connected", "pending", "asked", "approved", "declined", "answered", "absent", "quarantined",

@@ -35,6 +35,7 @@ _NEEDS = {
 WAVES, WIDTH, SEED = 8, 0.25, 0  # of the Fourier map, by default
 _WAVED = ("waves", "width", "seed")
 SETTINGS = ("rate", "momentum", "second", "floor")  # of a server optimiser
+ROBUST = ("method", "estimand", "overlap", "clip", "spread")  # keys of an effect that stand in no study without "aipw"
 
 
 class _Table(BaseModel):
@@ -148,11 +149,12 @@ class AggregationSpec(_Table):
 
 
 class SplitSpec(_Table):
-    """Shares of ε; they sum to 1."""
+    """Shares of ε; they sum to 1. ``effects`` is for the effects of method "aipw", all of them together."""
 
     evidence: Annotated[float, Field(gt=0, le=1)] = 0.5
     training: Annotated[float, Field(ge=0, le=1)] = 0.4
     evaluation: Annotated[float, Field(ge=0, le=1)] = 0.1
+    effects: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class PrivacySpec(_Table):
@@ -175,11 +177,21 @@ class MembersSpec(_Table):
 class EffectSpec(_Table):
     """An effect to estimate; ``adjustment`` "auto" asks the adopted graph,
     a list is taken as given (empty: randomised).
+
+    ``method``: "moments" reads a linear effect from the pooled evidence; "aipw" asks each member for the noisy sums of
+    its influence values (`causaldao.models.summaries`), and then has an ``estimand``, the ``overlap`` within which
+    scores are kept, the ``clip`` of an influence value in the outcome's unit (None: from the evidence), and the
+    ``spread`` that honest members' effects may have, a standard deviation (None: estimated).
     """
 
     treatment: Name
     outcome: Name
     adjustment: Literal["auto"] | tuple[Name, ...] = "auto"
+    method: Literal["moments", "aipw"] = "moments"
+    estimand: Literal["ate", "att"] = "ate"
+    overlap: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    clip: Annotated[float, Field(gt=0)] | None = None
+    spread: Annotated[float, Field(ge=0)] | None = None
 
 
 class Study(_Table):
@@ -241,12 +253,24 @@ class Study(_Table):
             discovery = {key: kept for key, kept in discovery.items() if key not in _WAVED}
         value["discovery"] = {key: kept for key, kept in discovery.items() if key != "restore" or kept}
         value["aggregation"] |= asdict(self.aggregation.build())
+        # A study that asks for no "aipw" has the JSON, and so the hash, that it had before there was one.
+        for effect in value["effects"]:
+            if effect["method"] == "moments":
+                for key in ROBUST:
+                    del effect[key]
+        if not self.privacy.split.effects:
+            del value["privacy"]["split"]["effects"]
         return value
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 (hex) of the canonical JSON."""
         return sha256(canonical(self.to_json()))
+
+    @property
+    def robust_effects(self) -> tuple[EffectSpec, ...]:
+        """The effects of method "aipw", for which each member makes a release."""
+        return tuple(effect for effect in self.effects if effect.method == "aipw")
 
     @property
     def name(self) -> str:
@@ -312,15 +336,47 @@ def _name_faults(study: Study) -> list[str]:
         twice = sorted({name for name in roles if roles.count(name) > 1})
         if twice:
             faults.append(f"an effect gives {twice} two roles; treatment, outcome and adjustment must differ")
+        faults += _method_faults(study, effect)
     unknown = sorted(used - names)
     return faults + ([f"{unknown} are not among the variables {sorted(names)}"] if unknown else [])
 
 
+def _method_faults(study: Study, effect: EffectSpec) -> list[str]:
+    """What an effect of this method cannot have."""
+    asked = f"the effect of {effect.treatment} on {effect.outcome}"
+    if effect.method == "moments":
+        given = sorted(effect.model_fields_set & set(ROBUST) - {"method"})
+        return [f'{asked} has {", ".join(given)}, which only method = "aipw" has'] if given else []
+    if study.discovery.features != "identity":
+        return [
+            f'{asked} has method = "aipw", which reads evidence of numbers, but discovery.features is '
+            f'{study.discovery.features!r}: leave it out, or take method = "moments"'
+        ]
+    kinds = [variable.kind for variable in study.variables if variable.name == effect.treatment]
+    if kinds and kinds != ["binary"]:
+        return [
+            f'{asked} has method = "aipw", which compares two arms, but {effect.treatment!r} is {kinds[0]}: declare it '
+            'binary, or take method = "moments"'
+        ]
+    return []
+
+
 def _range_faults(study: Study) -> list[str]:
     split, faults = study.privacy.split, []
-    total = split.evidence + split.training + split.evaluation
+    total = split.evidence + split.training + split.evaluation + split.effects
     if abs(total - 1) > 1e-9:
-        faults.append(f"privacy.split must sum to 1, but evidence + training + evaluation = {total:g}")
+        parts = "evidence + training + evaluation" + (" + effects" if split.effects else "")
+        faults.append(f"privacy.split must sum to 1, but {parts} = {total:g}")
+    if study.robust_effects and not split.effects:
+        faults.append(
+            'an effect has method = "aipw", for which each member releases noisy sums, but privacy.split.effects is 0: '
+            'give it a share of epsilon, such as 0.3, and the others less, or take method = "moments"'
+        )
+    if split.effects and not study.robust_effects:
+        faults.append(
+            f'privacy.split.effects = {split.effects:g} is spent on effects of method = "aipw" alone, and there is '
+            "none: give that share to another part"
+        )
     if study.training.rounds and not (split.training > 0 and split.evaluation > 0):
         faults.append("training.rounds > 0 needs privacy.split.training and .evaluation above 0")
     faults += _aggregation_faults(study.aggregation)

@@ -18,7 +18,7 @@ from causaldao.signing import canonical
 
 MAX_TRAIL_BYTES = 8 << 20
 MAX_WORD_BYTES = 256 << 10
-WORDS = ("evidence", "ballot", "update", "evaluation")
+WORDS = ("evidence", "ballot", "effects", "update", "evaluation")
 """The replies that have to stand on the ledger, each in an entry of its own."""
 REFUSALS = ("complaint", "equivocation")
 """The entries that say of a member's word why it was not taken."""

@@ -18,7 +18,7 @@ from causaldao.wire import from_records, to_records
 Opener = Callable[[Context], Node]
 _LOG = logging.getLogger(__name__)
 FOLDER_VARIABLE = "CAUSALDAO_NODE"
-QUERIES = ("rollcall", "locate", "evidence", "ballot", "release", "close", "cosign")
+QUERIES = ("rollcall", "locate", "evidence", "ballot", "effects", "release", "close", "cosign")
 
 
 def client_app(opener: Opener) -> ClientApp:

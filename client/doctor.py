@@ -128,7 +128,7 @@ def _released(path: Path) -> bool:
     """Whether the node ever answered with a release: its roll calls alone cost nothing."""
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            query = "SELECT count(*) FROM slots WHERE kind IN ('evidence', 'update', 'evaluation')"
+            query = "SELECT count(*) FROM slots WHERE kind IN ('evidence', 'effects', 'update', 'evaluation')"
             return bool(database.execute(query).fetchone()[0])
     except sqlite3.Error:
         return True  # it cannot be told, so the worse is said

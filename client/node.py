@@ -22,7 +22,7 @@ import pandas as pd
 from causaldao import __version__
 from causaldao.ballots import Ballot, Proposal, cast
 from causaldao.budget import Spend, epsilon_of, plan
-from causaldao.client import approvals
+from causaldao.client import approvals, influence
 from causaldao.client.answers import Answers, Slot
 from causaldao.client.config import Lifetime, NodeConfig
 from causaldao.client.data.checks import check, conform
@@ -33,11 +33,13 @@ from causaldao.client.privacy.dpsgd import PrivateSteps
 from causaldao.client.privacy.journal import Cap, Journal, ReleaseKey
 from causaldao.client.privacy.noise import NoiseSource
 from causaldao.client.privacy.release import release_evidence
+from causaldao.client.receipts import Receipts
 from causaldao.client.training import Momentum, averaged, evaluate, train
 from causaldao.errors import BudgetError, CausalDAOError, ConfigurationError, DataError, IdentityError, RefusedError
+from causaldao.estimates import of_member
+from causaldao.members import Roster
 from causaldao.messages import REFUSAL, Parcel, fields, make, open_request
 from causaldao.models.discovery.evidence import Evidence
-from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.signing import SigningKey, Statement, Tensors, VerifyKey, canonical, peek, sha256
 from causaldao.study import Study
@@ -133,6 +135,7 @@ class Node:
             "rollcall": self._rollcall,
             "evidence": self._evidence,
             "ballot": self._ballot,
+            "effects": self._effects,
             "update": self._update,
             "evaluation": self._evaluation,
             "release": self._vote_release,
@@ -145,7 +148,7 @@ class Node:
             raise RefusedError(f"A {request.kind!r} is asked for once, in round 0, not in round {request.round}.")
         if request.kind == "locate":
             return self._locate(request)
-        base = sha256(canonical({"body": request.body, "digest": request.digest}))
+        base = sha256(canonical({"body": _asked_for(request), "digest": request.digest}))
         slot = Slot(request.study, request.round, request.kind)
         stored = self.answers.once(slot, base, lambda: steps[request.kind](request, tensors, base))
         return _signed_part(Parcel.unpack(stored))
@@ -189,8 +192,29 @@ class Node:
         fields(request.body, {"proposal": dict})
         study = self._study(request)
         proposal = _proposal(request.body["proposal"], study)
-        ballot: Ballot = cast(proposal, self._own(study), self.knowledge, study.consensus.level)
+        released = self._own(study).tensors["moments"]
+        own = Evidence.from_release(released, study.encoding, plan(study).sigma)
+        ballot: Ballot = cast(proposal, own, self.knowledge, study.consensus.level)
         return self.reply(request, ballot.to_json(), {})
+
+    def _effects(self, request: Statement, tensors: Tensors, base: str) -> bytes:
+        """The noisy sums of influence values, under functions that this node computes itself from the signed evidence;
+        whatever they are, one record moves the sums by no more than `causaldao.models.summaries` states."""
+        study = self._study(request)
+        spend = _required(plan(study).effects, "It has no effect for which members give sums.")
+        found, question = influence.asked(study, request.body, tensors, self._members(request.study), self._own(study))
+        mine = of_member(found, self.config.name)
+        if not any(mine):
+            raise RefusedError(
+                "This node's own evidence has nothing to say to any effect of the study: it adds nothing."
+            )
+
+        def draw() -> bytes:
+            noise, rows = self._noise(study, request), self.rows(study)
+            sums = influence.released(rows, study.dictionary, mine, plan(study).effects_sigma, noise)
+            return self.reply(request, {"base": question}, {"sums": sums})
+
+        return self._release(study, request, base, spend, draw)
 
     def _update(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         fields(request.body, {"model": dict})
@@ -249,8 +273,7 @@ class Node:
                 f"The release is of model {request.body['model'][:12] or 'none'}, but this node evaluated "
                 f"{model[:12] or 'none'} last."
             )
-        if set(_graph(request.body["dag"]).nodes) != set(study.names):
-            raise RefusedError("The graph to be released speaks of other variables than the study.")
+        influence.graph_of(request.body["dag"], study)
         return self.reply(request, request.body, {})
 
     def _close(self, request: Statement, tensors: Tensors, base: str) -> bytes:
@@ -279,12 +302,20 @@ class Node:
         if not 1 <= request.round <= study.training.rounds:
             raise RefusedError(f"Round {request.round} is outside the study's 1 to {study.training.rounds}.")
 
-    def _own(self, study: Study) -> Evidence:
+    def _own(self, study: Study) -> Parcel:
         """The evidence that this node released, as everyone else holds it."""
         stored = self.answers.reply(Slot(study.hash, 0, "evidence"))
         if stored is None:
-            raise RefusedError("No evidence was released in this study: there is nothing to vote on it from.")
-        return Evidence.from_release(Parcel.unpack(stored).tensors["moments"], study.encoding, plan(study).sigma)
+            raise RefusedError("No evidence was released in this study: there is nothing to say in it from.")
+        return Parcel.unpack(stored)
+
+    def _members(self, study: str) -> Roster:
+        """The members as this node was shown them when the study asked first, whose keys signed the evidence."""
+        receipts = Receipts(self.folder)
+        epoch = receipts.epoch(receipts.known_at(study))
+        if epoch is None:
+            raise RefusedError("This node was shown no members, so it cannot tell whose evidence it is shown.")
+        return epoch.roster
 
     def _count(self, study: Study) -> float:
         """The noisy, public count, within the study's bounds: never the private n."""
@@ -438,17 +469,16 @@ def _signed_part(stored: Parcel) -> Parcel:
     return replace(stored, tensors={name: array for name, array in stored.tensors.items() if name not in _OWN})
 
 
-def _required(spend: Spend | None) -> Spend:
+def _required(spend: Spend | None, otherwise: str = "It votes on the graph only: nothing is trained.") -> Spend:
     if spend is None:
-        raise RefusedError("This study votes on the graph only: it trains and evaluates nothing.")
+        raise RefusedError(f"This study's plan has no such release. {otherwise}")
     return spend
 
 
-def _graph(value: Mapping[str, Any]) -> CausalGraph:
-    try:
-        return CausalGraph.from_json(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise IdentityError("The graph is not in its JSON form.") from error
+def _asked_for(request: Statement) -> dict[str, Any]:
+    """What makes two requests the same. The functions of a question for effects follow from the rest of it, up to the
+    rounding of the machine that sent it: a coordinator that goes on elsewhere asks the same."""
+    return {key: value for key, value in request.body.items() if (request.kind, key) != ("effects", "functions")}
 
 
 def _proposal(value: Mapping[str, Any], study: Study) -> Proposal:

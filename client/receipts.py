@@ -8,12 +8,15 @@ federation's policy, without this node and without the coordinator.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
 
+from causaldao import governance
 from causaldao.files import write_text
+from causaldao.governance import Epoch
 
 FOLDER = "receipts"
 _METADATA = sa.MetaData()
@@ -79,6 +82,15 @@ class Receipts:
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(_MEMBERS).order_by(_MEMBERS.c.position))
             return [(row.position, bytes(row.record)) for row in rows]
+
+    def epoch(self, last: int | None = None) -> Epoch | None:
+        """The federation by these entries up to ``last``; None without any. They were checked before they came here."""
+        epoch: Epoch | None = None
+        for index, record in self.members():
+            if last is None or index <= last:
+                entry = json.loads(record)
+                epoch = governance.changed(epoch, index, entry["kind"], entry["body"])
+        return epoch
 
     def learn(self, entries: list[tuple[int, bytes]]) -> None:
         """Remember entries that were checked."""

@@ -48,9 +48,11 @@ from causaldao.signing import SigningKey, Statement, peek, sha256
 from causaldao.trail import REFUSALS, WORDS, Shown, Trail, Word
 
 STATE_FILE = "witness.db"
-_ASK_QUORUM = ("evidence", "ballot", "update", "evaluation", "release")
+_ASK_QUORUM = ("evidence", "ballot", "effects", "update", "evaluation", "release")
 _KINDS = frozenset({*_ASK_QUORUM, "rollcall", "locate", "close", "cosign"})
-_ENTRIES = {"evidence": "evidence", "ballot": "ballot", "update": "update", "evaluation": "privacy.spend"}
+_ENTRIES = {
+    "evidence": "evidence", "ballot": "ballot", "effects": "effects", "update": "update", "evaluation": "privacy.spend",
+}  # fmt: skip
 _STUDY = re.compile(r"[0-9a-f]{64}")
 _MAX_ROUND = 1_000_000
 _PROPOSED = "study.proposed"
@@ -156,11 +158,7 @@ class Attendant:
 
     def epoch(self, last: int | None = None) -> Epoch | None:
         """The federation by the entries that this node was shown, and checked, up to ``last``; None without any."""
-        epoch: Epoch | None = None
-        for index, record in self._receipts.members():
-            if last is None or index <= last:
-                epoch = governance.changed(epoch, index, *_entry(record))
-        return epoch
+        return self._receipts.epoch(last)
 
     def _hear(self, witness: Witness, trail: Trail, request: Statement | None) -> _Heard:
         own = trail.last.get(self._node.config.name)

@@ -33,7 +33,7 @@ STUDY_STATES = (
 )  # fmt: skip
 KINDS = frozenset({
     "genesis", "member.admit", "member.rotate", "member.revoke", "evidence", "pool", "ballot", "adopt",
-    "update", "aggregate", "release", "privacy.spend", "complaint", "equivocation", "erasure",
+    "effects", "estimate", "update", "aggregate", "release", "privacy.spend", "complaint", "equivocation", "erasure",
     "federation.faulty", "federation.edit", "federation.policy",
     *(f"study.{state}" for state in STUDY_STATES),
 })  # fmt: skip
@@ -55,6 +55,7 @@ _REQUIRED = {
     "erasure": ("reason",),
     "evidence": ("envelope",),
     "ballot": ("envelope",),
+    "effects": ("envelope",),
     "update": ("envelope",),
     **{f"study.{state}": ("study",) for state in STUDY_STATES},
 }

@@ -45,10 +45,11 @@ VOTED: dict[str, dict[str, type]] = {  # what the members decide, and the body t
 # Entries of members' own words, and the kind that each member signed: its key stands at that index, a slot is filled
 # once (but for votes, which are told apart by their motions). The WORDS are nothing but the word.
 SPOKEN = {
-    "evidence": "evidence", "ballot": "ballot", "update": "update", "privacy.spend": "evaluation",
+    "evidence": "evidence", "ballot": "ballot", "effects": "effects", "update": "update",
+    "privacy.spend": "evaluation",
     "study.approved": "rollcall", "release": "release", **dict.fromkeys(VOTED, "vote"),
 }  # fmt: skip
-WORDS = ("evidence", "ballot", "update")
+WORDS = ("evidence", "ballot", "effects", "update")
 _NO_TENSORS = sha256(b"[]").hexdigest()
 
 

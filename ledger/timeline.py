@@ -105,6 +105,11 @@ def _adopted(body: Body) -> str:
     return f"a graph with {_count(len(body['consensus']['pattern']['edges']), 'edge')} was adopted"
 
 
+def _estimated(body: Body) -> str:
+    answered = sum(effect["estimate"] is not None for effect in body["effects"])
+    return f"{answered} of {_count(len(body['effects']), 'effect')} were estimated from what members gave"
+
+
 def _aggregated(body: Body) -> str:
     left = f", left out {names(body['excluded'])}" if body["excluded"] else ""
     return f"round {short(body['round'])} aggregated by {short(body['rule'])}{left}"
@@ -156,6 +161,8 @@ _KINDS: dict[str, Callable[[Body], str]] = {
     "pool": _pooled,
     "ballot": lambda body: f"{short(body['member'])} voted on the graph",
     "adopt": _adopted,
+    "effects": lambda body: f"{short(body['member'])} gave the sums for effects",
+    "estimate": _estimated,
     "update": lambda body: f"{short(body['member'])} sent its update{_round(body)}",
     "aggregate": _aggregated,
     "privacy.spend": _spent,

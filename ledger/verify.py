@@ -52,10 +52,11 @@ CHUNK = 1000  # lines or signatures that a process checks at a time
 RECORD = {"body": dict, "index": int, "kind": str, "payloads": list, "previous": str, "time": str}
 KINDS = frozenset({
     "genesis", "member.admit", "member.rotate", "member.revoke", "federation.faulty", "federation.edit",
-    "federation.policy", "erasure", "evidence", "pool", "ballot", "adopt", "update", "aggregate", "release",
-    "privacy.spend", "complaint", "equivocation", "study.draft", "study.proposed", "study.approved", "study.roll-call",
-    "study.evidence", "study.ballots", "study.adopted", "study.training", "study.evaluated", "study.released",
-    "study.closed", "study.aborted",
+    "federation.policy", "erasure", "evidence", "pool", "ballot", "adopt", "effects", "estimate",
+    "update", "aggregate", "release", "privacy.spend", "complaint", "equivocation",
+    "study.draft", "study.proposed", "study.approved", "study.roll-call", "study.evidence",
+    "study.ballots", "study.adopted", "study.training", "study.evaluated", "study.released", "study.closed",
+    "study.aborted",
 })  # fmt: skip
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from causaldao.ballots import Ballot, Proposal, recheck
 from causaldao.errors import IdentityError
+from causaldao.estimates import Functions, of_member
 from causaldao.messages import Parcel, fields, names_of
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.features import FeatureMap
+from causaldao.models.summaries import summary
 from causaldao.server.recording import Book
 from causaldao.server.replies import Check
 from causaldao.signing import Statement
@@ -65,6 +67,21 @@ def based_on(base: str, what: str) -> Check:
     def check(statement: Statement, parcel: Parcel) -> None:
         if statement.body != {"base": base}:
             raise IdentityError(f"The {what} another model than the one that was sent.")
+
+    return check
+
+
+def effects(base: str, found: Sequence[Functions], sigma: int) -> Check:
+    """Sums are of the question that was sent, whose digest is ``base``, and some records add up to them."""
+
+    def check(statement: Statement, parcel: Parcel) -> None:
+        if statement.body != {"base": base}:
+            raise IdentityError("The sums answer another question than the one that was sent.")
+        for row, member in zip(parcel.tensors["sums"], of_member(found, statement.member), strict=True):
+            if member is not None:
+                summary(row, member, sigma)
+            elif row.any():
+                raise IdentityError("The reply has sums for an effect that this member cannot answer.")
 
     return check
 

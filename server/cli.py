@@ -229,6 +229,7 @@ def check(
             "split": {
                 "members": size[0], "records": size[1], "find": find, "now": vars(view(checked, *size)),
                 "shares": [vars(share) for share in shares], "advised": None if best is None else best.evidence,
+                **({"effects": checked.privacy.split.effects} if checked.robust_effects else {}),
             },
         }  # fmt: skip
         output.emit(data, lambda: _checked(data))
@@ -353,7 +354,8 @@ def _checked(data: dict[str, Any]) -> str:
 def _shared(split: dict[str, Any]) -> list[str]:
     """What the share of epsilon for the evidence buys, and which share is advised, for people."""
     now, find, best = split["now"], split["find"], split["advised"]
-    lines = [
+    lines = [f"  effects by members' sums have {split['effects']:g} of epsilon"] if "effects" in split else []
+    lines += [
         f"  evidence has {now['evidence']:g} of epsilon. With {split['members']} members of {split['records']} "
         f"records, 9 times in 10\n    the pool finds a partial correlation of {now['pool']:.2f}, a member alone one of "
         f"{now['member']:.2f}, in variables whose standard\n    deviation is a quarter of the width of their bounds"
@@ -362,7 +364,8 @@ def _shared(split: dict[str, Any]) -> list[str]:
         return [*lines, f"    no share finds one of {find:g}: ask for more records or members, or a larger epsilon"]
     if best == now["evidence"]:
         return [*lines, f"    that is the smallest share that finds one of {find:g}"]
-    what = "leaves more to training" if best < now["evidence"] else "what is trained rests on the graph"
+    rest = "effects and training" if "effects" in split else "training"
+    what = f"leaves more to {rest}" if best < now["evidence"] else "what is trained rests on the graph"
     return [*lines, f"    advised: evidence = {best:g}, the smallest share that finds one of {find:g}: {what}"]
 
 

@@ -2,6 +2,8 @@
 
     proposed → approved → roll-call → evidence → ballots → adopted → training ×R → evaluated → released → closed
 
+Effects of method "aipw" are asked for between adopted and training; no state stands for that.
+
 Each step ends in one transaction: its ledger entries and the state to go on from. Killed anywhere, it repeats at most
 the step it was in; nodes answer a repeated request with the same bytes, so nothing is spent twice. What a step decides
 is computed by the pure functions of `causaldao`, which an auditor calls again on the same entries.
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from causaldao import estimates
 from causaldao.aggregation.rules import faults_left
 from causaldao.ballots import Ballot, Proposal
 from causaldao.budget import Spend, epsilon_of, plan
@@ -27,6 +30,7 @@ from causaldao.decisions import (
     decide_pool,
     decide_proposal,
     decide_round,
+    effects_needed,
     estimate_effects,
     evidence_of_answers,
     first_model,
@@ -55,7 +59,7 @@ from causaldao.server.recording import Book, State, found_if_new, propose, summa
 from causaldao.server.standing import Standing
 from causaldao.server.waiting import collect
 from causaldao.server.witnessing import Witnessing
-from causaldao.signing import SigningKey, Tensors, digest
+from causaldao.signing import SigningKey, Tensors, digest, peek
 from causaldao.study import Study
 
 __all__ = ["Coordinator", "State", "propose"]
@@ -124,6 +128,8 @@ class Coordinator:
             self._step("evidence", self._gather_evidence)
             self._step("ballots", self._gather_ballots)
             self._step("adopted", self._adopt)
+            if self.study.robust_effects:
+                self._step("effects", self._ask_effects)
             for number in range(1, self.study.training.rounds + 1):
                 self._step(f"aggregate {number}", partial(self._train, number))
                 self._step(f"training {number}", partial(self._evaluate, number))
@@ -231,6 +237,42 @@ class Coordinator:
             "adopt", {"study": self.study.hash, "consensus": consensus.to_json(), "effects": self.state.effects}
         )
         self._book.commit("adopted", [adopted, self._book.transition("adopted", {})])
+
+    def _ask_effects(self) -> None:
+        """The effects of method "aipw". What a node is asked is a function of what stands on the ledger, so that it is
+        the same question after a resume."""
+        study, evidence = self.study, self._book.signed_evidence()
+        pattern, dag = (CausalGraph.from_json(self.state.consensus[name]) for name in ("pattern", "dag"))
+        asked = estimates.targets(study, pattern, dag)
+        found = estimates.functions(study, asked, self._book.evidence(), self.state.pool["weights"])
+        base = estimates.base_of(
+            study, asked, {name: peek(said.encode()).digest for name, (said, _) in evidence.items()}
+        )
+        names, accepted = estimates.respondents(found), dict[str, Accepted]()
+        entries: list[Entry] = []
+        if names:
+            body = {
+                "members": list(self.roster.names), "evidence": {name: said for name, (said, _) in evidence.items()},
+                "pattern": pattern.to_json(), "dag": dag.to_json(),
+                "functions": {name: estimates.figures(estimates.of_member(found, name)) for name in names},
+            }  # fmt: skip
+            accepted = self._collect(
+                "effects", 0, body, names,
+                tensors={"moments": np.stack([evidence[name][1] for name in sorted(evidence)])},
+                shapes={"sums": Shape("int64", (len(asked), 3))},
+                minimum=effects_needed(study, len(self.roster.members), len(names)),
+                check=checks.effects(base, found, plan(study).effects_sigma),
+            )  # fmt: skip
+            entries = self._book.spoken("effects", accepted)
+            entries += self._book.spends("effects", 0, _given(plan(study).effects), self._asker.asked)
+        sums = {name: reply.parcel.tensors["sums"] for name, reply in accepted.items()}
+        effects = estimates.estimate(study, asked, found, sums)
+        self.state.effects = estimates.in_order(study, [*self.state.effects, *effects])
+        accused = sorted({name for effect in effects for name in effect.get("accused", ())})
+        told = f"{sum(effect['estimate'] is not None for effect in effects)} of {len(effects)} answered"
+        self.progress(Event("effects", f"{told}, accused {names_of(accused)}", 1, 1))
+        answer = Entry("estimate", {"study": study.hash, "base": base, "asked": list(names), "effects": effects})
+        self._book.commit("effects", [*entries, answer])
 
     def _train(self, number: int) -> None:
         before = self._learnt()
@@ -398,5 +440,5 @@ class Coordinator:
 
 def _given(spend: Spend | None) -> Spend:
     if spend is None:
-        raise ConfigurationError("The study trains nothing, yet a round was asked for.")
+        raise ConfigurationError("The study's plan has no such release, yet one was asked for.")
     return spend

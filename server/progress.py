@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-PHASES: Final = ("roll call", "evidence", "pool", "ballots", "adopt", "training", "evaluate", "release")
+PHASES: Final = ("roll call", "evidence", "pool", "ballots", "adopt", "effects", "training", "evaluate", "release")
 QUARANTINE: Final = "quarantine"
 WAITING: Final = "waiting"  # for members that are needed and not there
 

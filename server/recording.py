@@ -197,14 +197,15 @@ class Book:
         return Entry(f"study.{state}", {**body, **resumed, "study": self.study.hash})
 
     def spoken(self, kind: str, replies: Mapping[str, Accepted]) -> list[Entry]:
-        """The entries of members' own words; the bytes of evidence go in, those of updates if they are to be kept."""
+        """The entries of members' own words; the bytes of evidence and of sums go in, those of updates if they
+        are to be kept."""
         entries = []
         for name in sorted(replies):
             reply = replies[name]
             body = {"study": self.study.hash, "member": name, "round": reply.statement.round, **_envelope(reply)}
             if kind == "update":
                 body["norm"] = float(np.linalg.norm(reply.parcel.tensors["delta"].astype(np.float64)))
-            keep = kind == "evidence" or (kind == "update" and self.keep_updates)
+            keep = kind in ("evidence", "effects") or (kind == "update" and self.keep_updates)
             entries.append(Entry(kind, body, _payloads(reply) if keep else {}))
         return entries
 
@@ -250,11 +251,15 @@ class Book:
 
     def evidence(self) -> dict[str, Evidence]:
         """Each member's evidence as the ledger holds it."""
+        return {name: self.evidence_of(triangle) for name, (_, triangle) in self.signed_evidence().items()}
+
+    def signed_evidence(self) -> dict[str, tuple[str, Any]]:
+        """Each member's envelope around its evidence, and the int64 (m,) triangle that it signed."""
         found = {}
         for record in self.entries("evidence"):
             (entry,) = record.body["manifest"]
             triangle = np.frombuffer(self.log.payload(entry["sha256"]), dtype="<i8")
-            found[str(record.body["member"])] = self.evidence_of(triangle)
+            found[str(record.body["member"])] = (str(record.body["envelope"]), triangle)
         return found
 
     def evidence_of(self, triangle: Any) -> Evidence:

@@ -55,6 +55,7 @@ def render(result: Mapping[str, Any], graph_svg: str, *, explore: bool = False) 
         counted=[m for m in result["members"] if m["status"] == "ok"],
         others=[m for m in result["members"] if m["status"] != "ok"],
         states=_STATES,
+        by_sums=_accused_by_sums(result),
         marks=sorted(result["marks"], key=lambda mark: (mark["status"] != "contested", mark["kind"])),
         forests=_forests(answered),
         rounds=_rounds_plot(result["rounds"], [m["name"] for m in result["members"]]),
@@ -68,6 +69,12 @@ def render(result: Mapping[str, Any], graph_svg: str, *, explore: bool = False) 
     )
 
 
+def _accused_by_sums(result: Mapping[str, Any]) -> set[str]:
+    """Those whom an effect accuses, and not the pool of evidence."""
+    pooled = set((result.get("pool") or {}).get("accused", ()))
+    return {name for effect in result["effects"] for name in effect.get("accused", ())} - pooled
+
+
 def _answer(effect: Mapping[str, Any]) -> dict[str, Any]:
     """An effect in words and figures, rounded to two significant digits of its standard error."""
     decimals = _decimals(effect["standard_error"])
@@ -77,6 +84,7 @@ def _answer(effect: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "bound": None,
         "graph_implies_zero": False,
+        "method": "moments",
         **effect,
         "level": effect.get("level", 0.95),
         "figures": {

@@ -58,7 +58,8 @@ def result(
         "example": None if model is None else example(model, state.effects),
         "privacy": {
             "unit": "one record", "adjacency": "add or remove one record", "epsilon": privacy.epsilon,
-            "delta": privacy.delta, "split": privacy.split.model_dump(), "noise": noise, "spent": coordinator.spent(),
+            "delta": privacy.delta, "split": study.to_json()["privacy"]["split"], "noise": noise,
+            "spent": coordinator.spent(),
         },
         "warnings": _warnings(study, state),
         "pool": {key: value for key, value in state.pool.items() if key != "evidence"},
@@ -119,6 +120,13 @@ def _member(name: str, state: State) -> dict[str, Any]:
             f"its evidence deviates by {pool['deviations'][name]:.1f} standard deviations; "
             f"{pool['critical']:.1f} is the bound"
         )
+    elif status != "excluded" and (sums := [e for e in state.effects if name in e.get("accused", ())]):
+        status = "accused"
+        reason = "; ".join(
+            f"its sums for {effect['treatment']} on {effect['outcome']} deviate by {effect['deviations'][name]:.1f} "
+            f"standard deviations; {effect['critical']:.1f} is the bound"
+            for effect in sums
+        )
     elif status == "ok" and name in pool["excluded"]:
         status, reason = "excluded", "farthest from the others by rank; not accused"
     for what, key in (("left out", "excluded"), ("weighed down", "down_weighted")):
@@ -163,6 +171,14 @@ def _warnings(study: Study, state: State) -> list[str]:
         warnings.append(
             "What the votes left had no causal order, so the proposal stands; what was opposed is contested."
         )
+    for effect in state.effects:
+        asked = f"{effect['treatment']} on {effect['outcome']}"
+        if len(effect.get("accused", ())) > effect.get("faulty", 0):
+            warnings.append(
+                f"For {asked}, {len(effect['accused'])} members' sums deviate, more than may be faulty: no bound is "
+                "given, and either more members lie than was assumed, or their populations differ."
+            )
+        warnings += [f"{asked}: {note}" for note in effect.get("notes", ())]
     if any(effect["graph_implies_zero"] for effect in state.effects):
         warnings.append(
             "The adopted graph has no causal path for an effect that was asked for. The number is what the evidence "

@@ -27,7 +27,7 @@ from causaldao.server import membership
 from causaldao.signing import VerifyKey, peek
 from causaldao.trail import REFUSALS, WORDS, Own, Proof, Shown, Trail, Word
 
-_SPOKEN = ("evidence", "ballot", "update", "privacy.spend")
+_SPOKEN = ("evidence", "ballot", "effects", "update", "privacy.spend")
 _MAX_COMPLAINTS = 1000  # of one word of a member
 _MAX_COMPLAINT_BYTES = 4096
 _MAX_RECEIPTS = 128  # shown at once; the others follow with the next question

@@ -178,6 +178,8 @@ def summary(result: dict[str, Any], out: Path) -> str:
             f"  {effect['treatment']} -> {effect['outcome']}: {effect['estimate']:+.4f} "
             f"[{low:+.4f}, {high:+.4f}]{pooled}{bound}"
         )
+        if effect.get("accused"):
+            lines.append(f"    accused by their sums: {', '.join(effect['accused'])}")
     lines += [f"  warning: {warning}" for warning in result["warnings"]]
     for status in ("accused", "excluded", "quarantined", "absent"):
         names = [member["name"] for member in result["members"] if member["status"] == status]

@@ -25,12 +25,12 @@ from causaldao.client.data.checks import conform
 from causaldao.client.privacy.noise import NoiseSource
 from causaldao.client.privacy.release import release_evidence, release_summary
 from causaldao.errors import DataError, GuaranteeError, MisuseError
+from causaldao.estimates import floor_of, read, remarks
 from causaldao.meta import Meta, Settings, combine
 from causaldao.models.discovery.evidence import Dictionary, Evidence, Variable
 from causaldao.models.estimation import numbers
 from causaldao.models.nuisance import Integers
 from causaldao.models.summaries import (
-    CLIPPED,
     SENSITIVITY,
     Estimand,
     Nuisances,
@@ -38,10 +38,7 @@ from causaldao.models.summaries import (
     Target,
     exact_sums,
     nuisances,
-    summary,
 )
-
-_FLOOR = 0.01  # of the outcome's range: the least spread of influence values that is believed
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def federated_effect(
     target = Target(treatment, outcome, tuple(covariates), estimand, overlap, clip)
     dictionary = Dictionary(tuple(Variable(name, bounds=bounds[name]) for name in names), norm or float(len(names) + 1))
     low, high = bounds[outcome]
-    settings = Settings(**{"faulty": faulty, "floor": (_FLOOR * (high - low)) ** 2, **options})
+    settings = Settings(**{"faulty": faulty, "floor": floor_of(high - low), **options})
     protocol = planned(target, dictionary, settings, epsilon, delta, share)
     noise = NoiseSource.from_os() if seed is None else seeded(seed)
     for name, table in tables.items():
@@ -217,27 +214,14 @@ def conclude(
 ) -> FederatedEffect:  # fmt: skip
     """Read, judge and join the members' sums; one that cannot be is quarantined by name and counts among the f."""
     sigma = protocol.sigma[1] if protocol.sigma else 0
-    read = {name: _read(one, functions[name], sigma) for name, one in sums.items()}
-    meta = combine(read, protocol.settings)
-    told = {name: one for name, one in read.items() if name not in meta.quarantined}
-    notes = [*(f"{reason}; this member is set aside." for reason in aside.values())]
-    notes += [
-        f"{name}: {one.clipped[0]:.1%} of its influence values were clipped: the estimate leans towards the linear "
-        "one. Give a larger clip."
-        for name, one in told.items()
-        if one.clipped[0] - 3 * one.clipped[1] > CLIPPED
-    ]
+    said = {name: read(one, functions[name], sigma) for name, one in sums.items()}
+    meta = combine(said, protocol.settings)
+    told = {name: one for name, one in said.items() if name not in meta.quarantined}
+    notes = remarks(told, aside)
     if protocol.sigma is not None and noise != "os":
         notes.append("The noise is simulated: it protects nobody.")
     evidence = {"excluded": pool.excluded, "accused": pool.accused}
     return FederatedEffect(meta, told, evidence, dict(aside), protocol.epsilon, tuple(notes))
-
-
-def _read(sums: Sequence[float] | Integers, member: Nuisances, sigma: int) -> Summary:
-    try:
-        return summary(sums, member, sigma)
-    except DataError:
-        return Summary(member.count, math.nan, math.nan, math.nan)  # `combine` names and quarantines it
 
 
 def _require(name: str, table: pd.DataFrame, protocol: Protocol) -> None:

@@ -22,13 +22,14 @@ from flwr.serverapp import Grid
 from causaldao.client.app import client_app
 from causaldao.client.data.checks import require as require_data
 from causaldao.client.node import Node
-from causaldao.decisions import require_members
-from causaldao.errors import ConfigurationError, MisuseError
+from causaldao.decisions import require_members, seed_of
+from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.files import write_text
 from causaldao.ledger.log import Log
 from causaldao.members import Member, Roster
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.effects import average_effect
+from causaldao.models.estimators import aipw
 from causaldao.server.app import server_app
 from causaldao.server.clock import Clock, SimulatedClock
 from causaldao.server.coordinator import Coordinator
@@ -56,6 +57,7 @@ from causaldao.simulations.members import (
 from causaldao.study import Study
 
 ENGINES = ("inline", "ray")
+_FOLDS = 5
 __all__ = ["ENGINES", "Setting", "simulate"]
 
 
@@ -198,7 +200,8 @@ def _log(out: Path, key: SigningKey, clock: Clock) -> Log:
 
 
 def _pooled(study: Study, frame: pd.DataFrame, effect: Mapping[str, Any]) -> float | None:
-    """The pooled, non-private reference: least squares on everybody's true rows, which only a simulation has."""
+    """The pooled, non-private reference by the effect's method, on everybody's true rows, which only a simulation has:
+    least squares, or cross-fitted AIPW."""
     if effect["estimate"] is None:
         return None
     columns: dict[str, Any] = {}
@@ -213,5 +216,14 @@ def _pooled(study: Study, frame: pd.DataFrame, effect: Mapping[str, Any]) -> flo
         values = frame[name].to_numpy(dtype=np.float64)
         columns[name] = np.log1p(values) if variable.transform == "log1p" else values
         adjustment += [name] if name in effect["adjustment"] else []
+    if effect.get("method") == "aipw":
+        t, y, *z = columns.values()
+        generator = np.random.default_rng(seed_of(study))
+        zs = np.stack(z, axis=1) if z else np.zeros((len(t), 0))
+        try:
+            untreated, treated = aipw(t, y, zs, "linear", effect["estimand"] == "att", _FOLDS, generator).values
+        except DataError:  # it is beside the answer, and the study is over
+            return None
+        return float(treated - untreated)
     evidence = Evidence.from_data(pd.DataFrame(columns))
     return average_effect(evidence, effect["treatment"], effect["outcome"], adjustment).estimate

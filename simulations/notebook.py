@@ -79,7 +79,8 @@ class CausalDAO:
     faulty : the number f of members that may lie; multi-Krum needs at least 2f + 3 members.
     epsilon, delta : the record-level privacy that each member spends on the whole study.
     effects : (treatment, outcome), where the adopted graph says what to adjust for, or (treatment, outcome, adjustment)
-        with the adjustment given: [] for a treatment that was drawn by lot.
+        with the adjustment given: [] for a treatment that was drawn by lot; or a mapping with the keys of a study's
+        effect. If one has ``"method": "aipw"``, such effects share half of what training and evaluation leave.
     knowledge : `Knowledge`, or a `CausalRuleSet` whose rules are required edges.
     rounds : of private training; 0 votes on the graph only.
     """
@@ -93,13 +94,14 @@ class CausalDAO:
         faulty: int = 0,
         epsilon: float = 3.0,
         delta: float = 1e-6,
-        effects: Sequence[tuple[str, str] | tuple[str, str, Sequence[str]]] = (),
+        effects: Sequence[tuple[str, str] | tuple[str, str, Sequence[str]] | Mapping[str, Any]] = (),
         knowledge: Knowledge | CausalRuleSet = NONE,
         rounds: int = 3,
         question: str = "What causes what?",
     ) -> None:
         known = knowledge.to_knowledge() if isinstance(knowledge, CausalRuleSet) else knowledge
-        split = {"evidence": 1.0, "training": 0.0, "evaluation": 0.0}
+        asked = [_effect(effect) for effect in effects]
+        split = _split(rounds, sums=any(effect.get("method") == "aipw" for effect in asked))
         self._document: dict[str, Any] = {
             "study": {"name": "notebook", "question": question, "purpose": "exploration", "retention": "this session"},
             "variables": [_variable(name, spec, known) for name, spec in variables.items()],
@@ -107,8 +109,8 @@ class CausalDAO:
             "consensus": {"threshold": consensus_threshold, "faulty": faulty},
             "training": {"rounds": rounds},
             "aggregation": {"rule": model_aggregation, "pool": "mean" if model_aggregation == "mean" else "multi-krum"},
-            "privacy": {"epsilon": epsilon, "delta": delta, **({} if rounds else {"split": split})},
-            "effects": [dict(zip(("treatment", "outcome", "adjustment"), effect, strict=False)) for effect in effects],
+            "privacy": {"epsilon": epsilon, "delta": delta, **({"split": split} if split else {})},
+            "effects": asked,
         }
         self.study = Study.from_mapping(self._document, "CausalDAO")
         self._clients: dict[str, FederatedClient] = {}
@@ -144,6 +146,22 @@ class CausalDAO:
         model = NeuralSCM.load(out / "model.safetensors") if study.training.rounds else None
         pattern, dag = (CausalGraph.from_json(details["graph"][name]) for name in ("pattern", "dag"))
         return Result(pattern, dag, details["effects"], model, details, out)
+
+
+def _effect(spec: tuple[Any, ...] | Mapping[str, Any]) -> dict[str, Any]:
+    """An effect as a study has it."""
+    if isinstance(spec, Mapping):
+        return dict(spec)
+    return dict(zip(("treatment", "outcome", "adjustment"), spec, strict=False))
+
+
+def _split(rounds: int, *, sums: bool) -> dict[str, float]:
+    """Shares of ε; empty: the study's defaults. ``sums``: effects of method "aipw" are asked for."""
+    if sums:
+        trained = {"training": 0.3, "evaluation": 0.1} if rounds else {"training": 0.0, "evaluation": 0.0}
+        half = (1 - sum(trained.values())) / 2
+        return {"evidence": half, **trained, "effects": half}
+    return {} if rounds else {"evidence": 1.0, "training": 0.0, "evaluation": 0.0}
 
 
 def _variable(name: str, spec: Spec, knowledge: Knowledge) -> dict[str, Any]:

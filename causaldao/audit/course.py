@@ -10,6 +10,7 @@ from causaldao.audit.case import Audit, Case, Fault
 from causaldao.budget import plan
 from causaldao.decisions import (
     answers_needed,
+    effects_needed,
 )
 from causaldao.ledger.verify import Line
 from causaldao.signing import peek
@@ -26,6 +27,8 @@ ORDER = (
     "ballot",
     "study.ballots",
     "adopt",
+    "effects",
+    "estimate",
     "update",
     "release",
 )  # none before what it rests on
@@ -45,6 +48,10 @@ def course(case: Case, result: Audit) -> None:
         if found != expected:
             result.faults.append(Fault(line.index, f"the study is {found}, where its course has {expected}"))
             break
+        if state == AFTER[0] and study.robust_effects and not _decided(case, line, "estimate"):
+            result.faults.append(
+                Fault(line.index, "the study asks for effects by members' sums, but none is estimated")
+            )
         if state in DECISIONS and not _decided(case, line, DECISIONS[state]):
             result.faults.append(
                 Fault(line.index, f"the study is {found}, but no {DECISIONS[state]!r} before it says how")
@@ -78,12 +85,13 @@ def people(case: Case, result: Audit) -> None:
     allowed = set(present)
     for kind, round, decided in _answered(case):
         words = case.words(kind, round)
+        asked = set(decided.body["asked"]) & allowed if kind == "effects" else allowed
         for line, said in words.values():
             if said.member not in allowed:
                 result.faults.append(
                     Fault(line.index, f"{said.member} gives {kind}, but had no part in what came before")
                 )
-        _enough(case, result, kind, round, decided, set(words), allowed)
+        _enough(case, result, kind, round, decided, set(words), asked)
         allowed = set(words) if kind == "evidence" else allowed
     if voted is not None and list(voted.body["voters"]) != sorted(case.words("ballot")):
         what = f"it says that {list(voted.body['voters'])} voted, but the ballots are of {sorted(case.words('ballot'))}"
@@ -93,7 +101,7 @@ def people(case: Case, result: Audit) -> None:
 
 def _answered(case: Case) -> Iterator[tuple[str, int, Line]]:
     """Each question after the roll call that a decision rests on: kind, round, and the entry of the decision."""
-    for kind, decision in (("evidence", "pool"), ("ballot", "adopt")):
+    for kind, decision in (("evidence", "pool"), ("ballot", "adopt"), ("effects", "estimate")):
         line = case.one(decision)
         if line is not None:
             yield kind, 0, line
@@ -107,6 +115,8 @@ def _enough(case: Case, result: Audit, kind: str, round: int, decided: Line, spo
     coordinator's.
     """
     needed, members = answers_needed(case.given, len(case.members)), len(case.members)
+    if kind == "effects":  # only those are asked whose evidence can answer
+        needed = effects_needed(case.given, len(case.members), len(asked))
     if len(spoke) < needed:
         what = f"it rests on {kind} of {len(spoke)} members; {needed} are needed of {members}"
         result.faults.append(Fault(decided.index, what))
@@ -144,7 +154,7 @@ def budget(case: Case, result: Audit) -> None:
         if (line.body["kind"], line.body["round"]) in slots or not _planned(study, line.body):
             result.faults.append(Fault(line.index, f"the spending of {line.body['member']} is not in the study's plan"))
         slots.append((line.body["kind"], line.body["round"]))
-    for kind in ("evidence", "update"):
+    for kind in ("evidence", "effects", "update"):
         for line in case.lines(kind):
             if (kind, line.body["round"]) not in spent.get(line.body["member"], []):
                 result.faults.append(
@@ -155,10 +165,11 @@ def budget(case: Case, result: Audit) -> None:
 
 def _planned(study: Study, body: Mapping[str, Any]) -> bool:
     planned = plan(study)
-    spend = {"evidence": planned.evidence, "update": planned.training, "evaluation": planned.evaluation}.get(
-        body["kind"]
-    )
-    rounds = (0,) if body["kind"] == "evidence" else range(1, study.training.rounds + 1)
+    spend = {
+        "evidence": planned.evidence, "effects": planned.effects, "update": planned.training,
+        "evaluation": planned.evaluation,
+    }.get(body["kind"])  # fmt: skip
+    rounds = (0,) if body["kind"] in ("evidence", "effects") else range(1, study.training.rounds + 1)
     return spend is not None and body["round"] in rounds and all(body[k] == v for k, v in vars(spend).items())
 
 

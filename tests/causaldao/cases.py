@@ -65,11 +65,11 @@ adjustment = ["age"]
 """
 
 
-def study(**changes: Mapping[str, Any]) -> Study:
-    """The small study, some keys of its tables changed."""
+def study(**changes: Mapping[str, Any] | list[Any]) -> Study:
+    """The small study, some keys of its tables changed, or a list of tables replaced."""
     value = Study.from_toml(STUDY_TOML).to_json()
     for table, keys in changes.items():
-        value[table] = {**value[table], **keys}
+        value[table] = {**value[table], **keys} if isinstance(keys, Mapping) else keys
     return Study.from_mapping(value)
 
 

@@ -11,13 +11,20 @@ from opacus.accountants import RDPAccountant
 
 from causaldao.budget import ORDERS, Spend, epsilon_of, plan
 from causaldao.errors import BudgetError
+from causaldao.models.summaries import SENSITIVITY
 from causaldao.study import Study
 from tests.causaldao.cases import study
 
+ROBUST = {"treatment": "dose", "outcome": "pain", "adjustment": ["age"], "method": "aipw"}
+SUMS = {
+    "privacy": {"split": {"evidence": 0.3, "training": 0.3, "evaluation": 0.1, "effects": 0.3}},
+    "effects": [ROBUST, {**ROBUST, "estimand": "att"}],
+}
 PLANS = [
     {}, {"privacy": {"epsilon": 0.5}}, {"privacy": {"epsilon": 30.0}}, {"privacy": {"delta": 1e-9}},
     {"training": {"rounds": 40, "steps": 10, "sample_rate": 0.01}}, {"training": {"sample_rate": 1.0}},
     {"privacy": {"split": {"evidence": 0.1, "training": 0.8, "evaluation": 0.1}}},
+    SUMS,
 ]  # fmt: skip
 
 
@@ -31,6 +38,17 @@ def test_a_plan_spends_more_than_the_study_allows(changes: dict[str, dict[str, o
     share = asked.privacy.split.evidence * asked.privacy.epsilon
     assert epsilon_of([planned.evidence], asked.privacy.delta) <= share
     assert planned.sigma >= planned.evidence.noise_multiplier * asked.dictionary.clip * asked.dictionary.lattice**2
+
+
+def test_the_sums_of_effects_spend_another_share_than_theirs() -> None:
+    planned, without = plan(study(**SUMS)), plan(study())
+    assert planned.effects is not None
+    assert planned.effects.steps == 2  # one release for each effect
+    assert planned.effects_sigma >= planned.effects.noise_multiplier * SENSITIVITY
+    before = epsilon_of([planned.evidence, planned.effects], planned.delta)
+    assert 0.99 * 0.6 * 4 < before <= 0.6 * 4  # of ε = 4, evidence and effects together
+    assert planned.spends[1] == planned.effects
+    assert (without.effects, without.effects_sigma) == (None, 0)
 
 
 def test_the_account_differs_from_opacus() -> None:

@@ -58,6 +58,51 @@ def test_a_study_that_cannot_be_run_is_proposed(change: dict[str, Any]) -> None:
         study(**change)
 
 
+ROBUST = {"treatment": "dose", "outcome": "pain", "adjustment": ["age"], "method": "aipw"}
+SPLIT = {"evidence": 0.4, "training": 0.3, "evaluation": 0.1, "effects": 0.2}
+
+
+def test_a_study_without_sums_has_another_hash_than_before_there_were_any() -> None:
+    asked = study()
+    assert asked.hash == "3d866d55b3bbe86cdacdc0c09cdeaec00b4e846d8d90e4ed6c4a171d42bd6a50"
+    assert set(asked.to_json()["effects"][0]) == {"treatment", "outcome", "adjustment"}
+    assert set(asked.to_json()["privacy"]["split"]) == {"evidence", "training", "evaluation"}
+    plain = {"treatment": "dose", "outcome": "pain", "adjustment": ["age"], "method": "moments"}
+    assert study(effects=[plain]).hash == asked.hash
+    assert study(privacy={"split": {**asked.to_json()["privacy"]["split"], "effects": 0.0}}).hash == asked.hash
+
+
+def test_two_questions_for_sums_have_one_hash() -> None:
+    hashes = [
+        study(privacy={"split": SPLIT}, effects=[{**ROBUST, **keys}]).hash
+        for keys in ({}, {"estimand": "att"}, {"overlap": 0.1}, {"clip": 3.0}, {"spread": 0.0}, {"spread": 1.0})
+    ]
+    assert len({study().hash, *hashes}) == 7
+    asked = study(privacy={"split": SPLIT}, effects=[ROBUST])
+    assert Study.from_mapping(asked.to_json()).hash == asked.hash
+    assert asked.robust_effects == asked.effects
+
+
+def test_a_question_for_sums_that_cannot_be_paid_or_answered_is_proposed() -> None:
+    told = {
+        "give it a share": {"effects": [ROBUST]},
+        "there is none": {"privacy": {"split": SPLIT}},
+        "compares two arms": {
+            "privacy": {"split": SPLIT}, "effects": [{**ROBUST, "treatment": "age", "adjustment": []}],
+        },
+        'only method = "aipw" has': {"effects": [{"treatment": "dose", "outcome": "pain", "spread": 0.0}]},
+        "reads evidence of numbers": {
+            "discovery": {"features": "fourier"}, "privacy": {"split": SPLIT}, "effects": [ROBUST],
+        },
+        "evaluation + effects = 1.2": {"privacy": {"split": {**SPLIT, "evidence": 0.6}}, "effects": [ROBUST]},
+    }  # fmt: skip
+    for words, change in told.items():
+        with pytest.raises(ConfigurationError) as caught:
+            study(**change)
+        (problem,) = caught.value.problems
+        assert words in problem
+
+
 def _with(path: str, value: Any) -> dict[str, Any]:
     document = study().to_json()
     document[path] = value

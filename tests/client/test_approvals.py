@@ -13,6 +13,7 @@ from causaldao.budget import plan
 from causaldao.client import approvals
 from causaldao.client.approvals import approve, approved, decisions, decline, declined, releases, require, withdraw
 from causaldao.errors import ConfigurationError, DeclinedError, RefusedError
+from tests.causaldao.test_estimates import study as sums
 from tests.simulations import small
 
 STUDY = small.study(faulty=0, rounds=2)
@@ -117,6 +118,14 @@ def test_each_release_has_its_cost(tmp_path: Path) -> None:
     assert max(training["epsilon"], evaluation["epsilon"]) < plan(STUDY).epsilon
     assert "2 rounds" in training["what"]
     assert [r["what"][:8] for r in releases(OTHER)] == ["evidence"]
+
+
+def test_sums_for_effects_are_released_unsaid(tmp_path: Path) -> None:
+    asked = sums()
+    evidence, effects = releases(asked)
+    assert effects["what"] == "effects, once: for each of dose on pain, three noisy sums over the records"
+    assert 0 < effects["epsilon"] < plan(asked).epsilon
+    assert evidence["epsilon"] <= asked.privacy.epsilon * asked.privacy.split.evidence
 
 
 def test_a_folder_that_cannot_be_written_decides_nothing(tmp_path: Path) -> None:

@@ -282,3 +282,46 @@ def test_a_coordinate_rule_that_weighs_nobody_passes_for_one_that_weighed_all() 
     assert "it works entry by entry" in rendered(result)[1].words
     result["rounds"] = [{**r, "weights": {"clinic-0": 0.1}} for r in result["rounds"]]
     assert "gave nobody less than half" in rendered(result)[1].words
+
+
+def by_sums(**changes: Any) -> dict[str, Any]:
+    """A result with an effect by members' sums, one of whom lies."""
+    result = a_result()
+    result["members"][7] |= {"status": "accused", "reason": "its sums for t on y deviate by 9.0 standard deviations"}
+    result["effects"].append(
+        {
+            **result["effects"][0], "treatment": "t", "outcome": "y", "method": "aipw", "estimand": "att",
+            "bound": 0.012, "interval_with_liars": [-0.07, -0.01], "accused": ["clinic-7"], "faulty": 2,
+            "aside": {"clinic-2": "clinic-2: positivity is violated"},
+            "quarantined": {"clinic-3": "it counts 0 records"},
+            **changes,
+        }
+    )  # fmt: skip
+    return result
+
+
+def test_who_lied_with_its_sums_goes_unnamed_or_is_said_to_have_forged_its_evidence() -> None:
+    words = rendered(by_sums())[1].words
+    assert "clinic-7, accused: its sums fail the test against the others: its sums for t on y deviate" in words
+    assert "clinic-9, accused: its evidence fails the test against the pool" in words
+    assert "Accused, as its sums differ from the others' by more than chance explains: clinic-7" in words
+    assert "Set aside: clinic-2: positivity is violated." in words
+    assert "Not taken: clinic-3, it counts 0 records." in words
+    assert "AIPW, among the treated" in words
+    assert "moved the answer by 0.0120 at most: with them it is −0.0700 to −0.0100" in words
+    worse = hostile(by_sums())
+    worse["effects"][1]["method"] = "aipw"
+    text = report.render(worse, a_graph(a_result()))
+    assert "positivity is violated&lt;script&gt;" in text
+    assert "<script" not in text
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [("guarantee", "Fewer members could answer"), ("not-identifiable", "does not settle what to adjust for"),
+     ("data", "cannot carry this estimate")],
+)  # fmt: skip
+def test_an_effect_by_sums_without_an_answer_gives_no_reason(code: str, why: str) -> None:
+    words = rendered(by_sums(estimate=None, no_answer=code))[1].words
+    assert why in words
+    assert "clinic-2: positivity is violated" in words

@@ -56,6 +56,16 @@ def test_a_federation_finds_other_than_the_chain(tmp_path: Path) -> None:
     assert again.effects == result.effects
 
 
+def test_an_effect_by_sums_is_not_paid_for() -> None:
+    effect = {"treatment": "t", "outcome": "c", "adjustment": [], "method": "aipw"}
+    bounds = {**BOUNDS, "t": {"kind": "binary", "bounds": (0, 1)}}
+    for rounds, split in ((0, (0.5, 0.0, 0.0, 0.5)), (1, (0.3, 0.3, 0.1, 0.3))):
+        asked = CausalDAO(bounds, effects=[("a", "c"), effect], rounds=rounds).study
+        shares = asked.privacy.split
+        assert (shares.evidence, shares.training, shares.evaluation, shares.effects) == split
+        assert [one.method for one in asked.effects] == ["moments", "aipw"]
+
+
 def test_rules_are_no_knowledge(tmp_path: Path) -> None:
     rules = CausalRuleSet((CausalRule("a", "b"), CausalRule("b", "c")))
     result = federation(knowledge=rules).run(seed=0, folder=tmp_path / "run")

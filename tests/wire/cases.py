@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from causaldao.audit import audit
@@ -29,9 +30,25 @@ def study(*, rounds: int = 1, faulty: int = 1, deadline: float = 120.0, **tables
 
 
 def tables(members: int = MEMBERS) -> dict[str, pd.DataFrame]:
-    """Each member's rows."""
+    """Each member's rows: the chain, and a treatment ``t`` of two values that a moves."""
     table = small.table(rows=300 * members, seed=SEED)
+    table["t"] = (table["a"] + np.random.default_rng(SEED).normal(size=len(table)) > 0).astype(np.float64)
     return {name: table.iloc[k::members].reset_index(drop=True) for k, name in enumerate(NAMES[:members])}
+
+
+def with_sums() -> dict[str, Any]:
+    """The tables of a study that asks for the effect of ``t`` on c by members' sums too, whatever it trains."""
+    chain = study()
+    effect = {"treatment": "t", "outcome": "c", "adjustment": ["a"], "method": "aipw", "spread": 0.0}
+    split = {"evidence": 0.4, "training": 0.3, "evaluation": 0.1, "effects": 0.2}
+    return {
+        "variables": [
+            *(variable.model_dump(mode="json") for variable in chain.variables),
+            {"name": "t", "kind": "binary", "bounds": [0, 1]},
+        ],
+        "privacy": {"epsilon": 40.0, "delta": 1e-5, "split": split},
+        "effects": [*chain.to_json()["effects"], effect],
+    }
 
 
 def answer(result: dict[str, Any]) -> dict[str, Any]:

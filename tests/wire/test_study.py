@@ -54,16 +54,25 @@ def once_each(deployment: Deployment, names: tuple[str, ...] = cases.NAMES) -> N
 
 def test_the_wire_gives_the_inline_engines_graph_and_effects(deployment: Deployment, tmp_path: Path) -> None:
     # with f = 1 the answer may be that of four, if the fifth is late
-    asked = named("small-inline", rounds=2, faulty=0)
+    asked = named("small-inline", rounds=2, faulty=0, **cases.with_sums())
     deployment.approve(asked)
     status, envelope = deployment.run_study(asked)
     assert status == 0, envelope
     folder = Path(envelope["data"]["folder"])
     once_each(deployment)
-    assert cases.answer(cases.written(folder)) == cases.answer(cases.inline(asked, tmp_path / "inline"))
+    here = cases.written(folder)
+    assert cases.answer(here) == cases.answer(cases.inline(asked, tmp_path / "inline"))
+    assert [(effect.get("method"), effect["estimate"] is None) for effect in here["effects"]] == [
+        (None, False), ("aipw", False),
+    ]  # fmt: skip
     assert sorted(cases.audited(folder).members) == sorted(cases.NAMES)
     policy = Policy.parse((folder / "policy").read_text())
-    words = {("evidence", 0), ("ballot", 0), *((kind, k) for kind in ("update", "evaluation") for k in (1, 2))}
+    words = {
+        ("evidence", 0),
+        ("ballot", 0),
+        ("effects", 0),
+        *((kind, k) for kind in ("update", "evaluation") for k in (1, 2)),
+    }
     for name in cases.NAMES:
         assert cases.receipted(deployment.node_folder(name), asked, policy) == words
     names = {path.name for path in folder.iterdir()}
