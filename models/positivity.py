@@ -43,9 +43,9 @@ class Positivity:
         }
 
 
-def require_arms(frame: pd.DataFrame, t: Floats, names: tuple[str, ...], treated_only: bool) -> None:
-    """DataError naming the strata of the discrete columns among ``names`` in which an arm that is needed has no row,
-    where chance does not explain it."""
+def empty_strata(frame: pd.DataFrame, t: Floats, names: tuple[str, ...], treated_only: bool) -> list[str]:
+    """The strata of the discrete columns among ``names``, in words, in which an arm that is needed has no row, where
+    chance does not explain it."""
     discrete = [name for name in names if frame[name].nunique() <= _LEVELS]
     groups = [[name] for name in discrete] + ([discrete] if len(discrete) > 1 else [])
     found: list[str] = []
@@ -54,7 +54,12 @@ def require_arms(frame: pd.DataFrame, t: Floats, names: tuple[str, ...], treated
             found = _empty(frame[columns], t, treated_only)
         elif len(columns) == 1:
             found += _empty(frame[columns], t, treated_only)
-    if found:
+    return found
+
+
+def require_arms(frame: pd.DataFrame, t: Floats, names: tuple[str, ...], treated_only: bool) -> None:
+    """DataError naming the `empty_strata`."""
+    if found := empty_strata(frame, t, names, treated_only):
         more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
         raise DataError(
             f"Positivity is violated in {len(found)} stratum(s): there the treatment never varies, so nothing in the "
