@@ -80,7 +80,7 @@ def test_a_lie_that_single_entries_hide_is_pooled(noise: float) -> None:
 
 
 def test_liars_whom_multi_krum_keeps_set_the_metric() -> None:
-    """All four lie far along a direction in which honest records hardly vary: they are half of what multi-Krum keeps."""
+    """All four lie along a direction in which honest records hardly vary; they are half of what multi-Krum keeps."""
     rng = np.random.default_rng(1)
     for _ in range(10):
         found, liars = _federation(rng, FAULTY, 0.35, 0.0)
