@@ -573,3 +573,14 @@ def test_a_run_answers_by_one_graph_of_a_class_and_does_not_say_so(finished: Pat
     assert settled == []
     for notes in (open_, changed):
         assert "leaves a - b open. The model takes them as a -> b" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [([f"p{i}" for i in range(60)], "'who' alone has 60 levels"), (["us"] * 60, "'who' is constant at us")],
+    ids=["one for each row", "one for all"],
+)
+def test_text_that_tells_nothing_is_not_named(column: list[str], words: str, tmp_path: Path) -> None:
+    TABLE[:60].assign(who=column).to_csv(tmp_path / "table.csv", index=False)
+    code, error = run("discover", tmp_path / "table.csv", "--features", "one-hot")
+    assert (code, words in error["message"]) == (11, True)
