@@ -17,6 +17,8 @@ from causaldao.models.cli import read_graph
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import pandas as pd
+
     from causaldao.models.fitting import Fitted
     from causaldao.models.graph import CausalGraph
     from causaldao.models.intervention import Intervention
@@ -174,7 +176,7 @@ def _asked_of_table(
     from causaldao.models.queries import conditional, distribution
 
     chosen, moved, seen = asked
-    fits = _fits(source, graph, kinds, seed, [*chosen, *moved, *seen, target], (chosen, moved, [target, *seen]))
+    frame, fits = _fits(source, graph, kinds, seed, [*chosen, *moved, *seen, target], (chosen, moved, [target, *seen]))
     act = _act(chosen, moved)
     answers = []
     for fitted in fits:
@@ -185,7 +187,7 @@ def _asked_of_table(
             answers.append(distribution(fitted.model, target, act, n=samples, generator=generator))
     model, first = fits[0].model, answers[0]
     means = [answer.mean for answer in answers]
-    notes = _fit_notes(fits, chosen, moved, seen)
+    notes = [*_fit_notes(fits, chosen, moved, seen), *_unseen_notes(frame, fits, chosen)]
     why = [
         line for fitted in fits[:1] for line in _why(fitted.model.graph, chosen, moved, [target], list(seen), explain)
     ]
@@ -209,14 +211,13 @@ def _changed_in_table(
     source: Path, graph: Path | None, kinds: list[str], row: Path, asked: tuple[dict[str, float], ...], bootstrap: int,
     seed: int, explain: bool,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
-    from causaldao.client.data.sources import read
     from causaldao.models.fitting import ensemble
     from causaldao.models.queries import counterfactual_interval
 
     chosen, moved = asked
     if bootstrap != 0 and not 2 <= bootstrap <= _MAX_REFITS:
         raise MisuseError(f"--bootstrap {bootstrap}: expected 0, or 2 to {_MAX_REFITS} refits.")
-    fits = _fits(source, graph, kinds, seed, [*chosen, *moved], None)
+    frame, fits = _fits(source, graph, kinds, seed, [*chosen, *moved], None)
     factual = dict(zip(fits[0].model.names, _row(row, fits[0].model.names), strict=True))
     act = _act(chosen, moved)
     answers = []
@@ -224,8 +225,9 @@ def _changed_in_table(
         generator, model = seeded(seed), fitted.model
         others: tuple[StructuralModel, ...] = ()
         if bootstrap:
-            table = columns_of(read(source), source, model.names)[list(model.names)]
-            others = ensemble(table, model.graph, model.kinds, members=bootstrap, generator=generator)
+            others = ensemble(
+                frame[list(model.names)], model.graph, model.kinds, members=bootstrap, generator=generator
+            )
         answers.append(counterfactual_interval(model, factual, act, others=others, generator=generator))
     variables: dict[str, dict[str, Any]] = {}
     for name, was in factual.items():
@@ -262,8 +264,9 @@ def _change(name: str, was: float, would: str) -> str:
 def _fits(
     source: Path, graph: Path | None, kinds: list[str], seed: int, named: list[str],
     question: tuple[dict[str, float], dict[str, float], list[str]] | None,
-) -> list[Fitted]:  # fmt: skip
-    """A model for each graph that the answer may depend on: one, if graph and question settle it."""
+) -> tuple[pd.DataFrame, list[Fitted]]:  # fmt: skip
+    """The graph's columns, and a model for each graph that the answer may depend on: one, if graph and question settle
+    it."""
     from causaldao.client.data.sources import read
     from causaldao.models.fitting import fit
 
@@ -277,7 +280,7 @@ def _fits(
         raise DataError(f"{source} lacks the columns {', '.join(missing)} of the graph. Add them, or redraw the graph.")
     frame = columns_of(table, source, drawn.nodes)
     made = _kinds(kinds, drawn.nodes)
-    return [fit(frame, dag, made, generator=seeded(seed)) for dag in _graphs(drawn, graph, question)]
+    return frame, [fit(frame, dag, made, generator=seeded(seed)) for dag in _graphs(drawn, graph, question)]
 
 
 def _graphs(
@@ -409,6 +412,25 @@ def _fit_notes(
             "said of paths and fit is said of the first."
         )
     return notes
+
+
+def _unseen_notes(frame: pd.DataFrame, fits: list[Fitted], chosen: dict[str, float]) -> list[str]:
+    """Of variables of two values: the strata of their causes in which no row has the value that is set."""
+    from causaldao.models.positivity import NONE, empty_strata
+
+    found: dict[str, None] = {}
+    for name, value in chosen.items():
+        if frame[name].nunique() == 2:
+            has = (frame[name] == value).to_numpy(dtype=float)
+            for fitted in fits:
+                parents = tuple(sorted(fitted.model.graph.parents(name)))
+                strata = [text for text in empty_strata(frame, has, parents, False) if text.endswith(NONE)]
+                found |= dict.fromkeys(
+                    f"note: {text.removesuffix(NONE)}, none with {name} = {value:g}: what it would do there, the "
+                    "mechanisms guess."
+                    for text in strata
+                )
+    return list(found)
 
 
 def _intervention_notes(model: NeuralSCM, chosen: dict[str, float], targets: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ _LEVELS = 12  # a column with at most as many values is taken to define strata
 _CHANCE = 1e-3  # an empty arm as unlikely as this, over all strata, is no accident
 _CERTAIN = 1e-6  # a score nearer than this to 0 or 1 is one
 _SHOWN = 5
+NONE = ", none treated"  # how the words of a stratum end in which the treated are missing
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _empty(columns: pd.DataFrame, t: Floats, treated_only: bool) -> list[str]:
         chance = (1 - share) ** n if k == 0 else share**n if k == n else 1.0
         if chance * len(rows) < _CHANCE and not (treated_only and k == 0):
             where = ", ".join(f"{name} = {value:g}" for name, value in zip(names, level, strict=True))
-            found.append(f"{where}: {n} rows, {'none' if k == 0 else 'all'} treated")
+            found.append(f"{where}: {n} rows{NONE if k == 0 else ', all treated'}")
     return found
 
 

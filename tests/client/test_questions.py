@@ -584,3 +584,15 @@ def test_text_that_tells_nothing_is_not_named(column: list[str], words: str, tmp
     TABLE[:60].assign(who=column).to_csv(tmp_path / "table.csv", index=False)
     code, error = run("discover", tmp_path / "table.csv", "--features", "one-hot")
     assert (code, words in error["message"]) == (11, True)
+
+
+def test_a_value_that_a_stratum_never_has_is_set_there_in_silence(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    w = rng.binomial(1, 0.4, 300)
+    t = rng.binomial(1, 0.5, 300) * (1 - w)
+    pd.DataFrame({"w": w, "t": t, "y": t + w + rng.normal(size=300)}).to_csv(tmp_path / "t.csv", index=False)
+    graph = CausalGraph.dag([("w", "t"), ("w", "y"), ("t", "y")])
+    (tmp_path / "g.json").write_text(json.dumps(graph.to_json()))
+    asked = ("do", tmp_path / "t.csv", "--graph", tmp_path / "g.json", "--target", "y")
+    assert f"w = 1: {w.sum()} rows, none with t = 1" in run(*asked, "--set", "t=1")[1]["notes"][0]
+    assert run(*asked, "--set", "t=0")[1]["notes"] == []
