@@ -421,7 +421,7 @@ def _unseen_notes(frame: pd.DataFrame, fits: list[Fitted], chosen: dict[str, flo
     found: dict[str, None] = {}
     for name, value in chosen.items():
         if frame[name].nunique() == 2:
-            has = (frame[name] == value).to_numpy(dtype=float)
+            has = frame[name].eq(value).astype(float).to_numpy(dtype=float)
             for fitted in fits:
                 parents = tuple(sorted(fitted.model.graph.parents(name)))
                 strata = [text for text in empty_strata(frame, has, parents, False) if text.endswith(NONE)]
