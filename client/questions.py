@@ -416,12 +416,14 @@ def _fit_notes(
 
 def _unseen_notes(frame: pd.DataFrame, fits: list[Fitted], chosen: dict[str, float]) -> list[str]:
     """Of variables of two values: the strata of their causes in which no row has the value that is set."""
+    import numpy as np
+
     from causaldao.models.positivity import NONE, empty_strata
 
     found: dict[str, None] = {}
     for name, value in chosen.items():
         if frame[name].nunique() == 2:
-            has = frame[name].eq(value).astype(float).to_numpy(dtype=float)
+            has = np.asarray(frame[name] == value, dtype=np.float64)
             for fitted in fits:
                 parents = tuple(sorted(fitted.model.graph.parents(name)))
                 strata = [text for text in empty_strata(frame, has, parents, False) if text.endswith(NONE)]
