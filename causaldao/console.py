@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from causaldao.errors import CausalDAOError
 
 SCHEMA_VERSION = 1
+
+
+def shown(values: Iterable[float], sign: str = "") -> str:
+    """A format for these numbers side by side: four decimals, or four digits where decimals would hide all of them."""
+    largest = max(map(abs, values), default=0.0)
+    return f"{sign}.4f" if largest == 0 or 1e-3 <= largest < 1e9 else f"{sign}.4g"
 
 
 class Output:

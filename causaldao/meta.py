@@ -142,7 +142,8 @@ def combine(summaries: Mapping[str, Summary], settings: Settings) -> Meta:
 
     Raises:
         MisuseError: no member, or the random model with fewer than three.
-        GuaranteeError: n < 2f + 3 with f > 0; more than f malformed; f members who together pull as hard as all others.
+        GuaranteeError: with f > 0, n < 2f + 3, more than f malformed, or f members who together pull as hard as all
+            others. With f = 0 nobody is judged: what is malformed is only set aside by name.
     """
     n, f = len(summaries), settings.faulty
     if f:

@@ -127,7 +127,7 @@ def pool(evidence: Mapping[str, Evidence], settings: Settings) -> Pool:
     scores = krum_scores(sites.distances(), settings.faulty) if len(names) > 2 else torch.zeros(len(names))
     keep = _smallest(scores, len(names) - settings.faulty) if robust else list(range(len(names)))
     if settings.rule == "sieve":
-        sifted = sieve(sites.moments, sites.counts, sites.sigma, settings.faulty, keep)
+        sifted = sieve(sites.moments, sites.counts, sites.sigma, settings.faulty)
         keep, scores = list(sifted.kept), sifted.scores
     critical = _critical(settings, len(names), sites.entries + len(settings.questions))
     while True:

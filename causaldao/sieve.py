@@ -26,7 +26,6 @@ What remains unseen is a lie in few entries: see `pool.Settings.doubt`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,13 +45,13 @@ class Sifted:
     scores: Tensor
 
 
-def sieve(moments: Tensor, counts: Tensor, noise: Tensor, faulty: int, start: Sequence[int]) -> Sifted:
+def sieve(moments: Tensor, counts: Tensor, noise: Tensor, faulty: int) -> Sifted:
     """Leave out at most ``faulty`` of n sites.
 
     moments : (n, p, p) per record, constant first; counts, noise : (n,), noise in the units of the sums.
-    start : sites whose coordinate-wise median gives the first metric.
     """
-    kept, values = list(start), torch.empty(0)
+    # the first metric is the median's of all: of the n - f that another rule keeps, as many as half may lie
+    kept, values = list(range(len(moments))), torch.empty(0)
     for _ in range(_ROUNDS):
         values = _whitened(moments, counts, noise, moments[kept].median(dim=0).values)
         before, kept = kept, _left(values, faulty)
@@ -64,7 +63,8 @@ def sieve(moments: Tensor, counts: Tensor, noise: Tensor, faulty: int, start: Se
 
 def _left(values: Tensor, faulty: int) -> list[int]:
     """Who is left of (n, E) standardised sites after the three steps."""
-    kept = [k for k in range(len(values)) if k not in _copies(values, faulty)]
+    copies = _copies(values, faulty)
+    kept = [k for k in range(len(values)) if k not in copies]
     distances = (values - values[kept].median(dim=0).values).square().mean(dim=1)
     room = faulty - (len(values) - len(kept))
     limit = _mean_square(values.shape[1], FAR) * float(distances[kept].sort().values[len(kept) - room - 1])

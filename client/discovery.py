@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from causaldao.client.inputs import read_json, read_table, read_text, write
+from causaldao.client.inputs import read_json, read_table, read_text, seeded, write
 from causaldao.console import command
 from causaldao.errors import ConfigurationError, MisuseError
 from causaldao.models.cli import PAG
@@ -169,20 +169,16 @@ class Finding:
 
 def _method_options(method: str, told: dict[str, Any], seed: int) -> dict[str, Any]:
     """Those of the options that the method has, and a generator if it takes one."""
-    import torch
-
     from causaldao.models.discovery import METHODS
 
     has = signature(METHODS[method]).parameters if method in METHODS else {}
     given = {name: value for name, value in told.items() if name in has}
-    return given | ({"generator": torch.Generator().manual_seed(seed)} if "generator" in has else {})
+    return given | ({"generator": seeded(seed)} if "generator" in has else {})
 
 
 def _probabilities(
     frame: pd.DataFrame, features: str, method: str, known: Knowledge, draws: int, seed: int, options: dict[str, Any]
 ) -> Bootstrap:
-    import torch
-
     from causaldao.models.discovery import METHODS
     from causaldao.models.discovery.bootstrap import bootstrap, of_rows
     from causaldao.models.discovery.frames import evidence_of
@@ -191,7 +187,7 @@ def _probabilities(
         raise MisuseError(f"--bootstrap {draws} must lie in [1, {_MAX_DRAWS}]: 100 draws are usual.")
     return bootstrap(
         of_rows(frame, lambda rows: evidence_of(rows, features)), METHODS[method], known, draws=draws, kind="rows",
-        generator=torch.Generator().manual_seed(seed), progress=_progress,
+        generator=seeded(seed), progress=_progress,
         **{name: value for name, value in options.items() if name != "generator"},
     )  # fmt: skip
 

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from causaldao.client.inputs import read_json, read_table
-from causaldao.console import command
+from causaldao.client.inputs import columns_of, read_json
+from causaldao.console import command, shown
 from causaldao.errors import MisuseError
 from causaldao.models.cli import read_graph
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
     from causaldao.models.effects import Effect
     from causaldao.models.estimation import TableEffect
     from causaldao.models.graph import CausalGraph
@@ -76,16 +80,21 @@ def effect(
         _require_sense(source, graph, method, wants_rows, options)
         if control and not refute:
             raise MisuseError("--control goes with --refute.")
+        if method == _LINEAR and graph is not None and not source.is_dir():
+            _require_directed(read_graph(graph))
         shape.require_alone(method, refute or explain or bool(estimand or contrast or instrument or mediator))
         drawn = None if graph is None else read_graph(graph)
         if shape.asked and drawn is not None and not source.is_dir():
             found, notes, lines = shape.answer(source, drawn, treatment, outcome, options)
         elif source.is_dir():
-            found, notes, lines = _moments(_run_effects(source, treatment, outcome), source, drawn)
+            found = _run_effects(source, treatment, outcome)
+            notes, lines = _effect_notes(found, source, drawn), [_effect_line(one) for one in found]
         elif drawn is not None and (wants_rows or (not method and drawn.bidirected)):
             found, notes, lines = _rows(source, drawn, treatment, outcome, method, options, control, refute, explain)
         else:
-            found, notes, lines = _moments(_table_effects(source, drawn, treatment, outcome), source, drawn)
+            found, empty = _table_effects(source, drawn, treatment, outcome)
+            notes = [*_effect_notes(found, source, drawn), *empty]
+            lines = [_effect_line(one) for one in found]
         output.emit({"effects": found, "notes": notes}, "\n".join([*lines, *notes]))
 
 
@@ -103,6 +112,14 @@ def _require_sense(source: Path, graph: Path | None, method: str, wants_rows: bo
             raise MisuseError(f"--method linear takes no other option ({asked}): leave --method out, or take auto.")
         if graph is None:
             raise MisuseError("What to compare follows from a graph: give --graph, as discover --out writes it.")
+
+
+def _require_directed(graph: CausalGraph) -> None:
+    if graph.bidirected:
+        pairs = ", ".join(f"{a} <-> {b}" for a, b in sorted(graph.bidirected))
+        raise MisuseError(
+            f"--method linear takes no unmeasured causes, and the graph has {pairs}: leave --method out, or take auto."
+        )
 
 
 def _contrast(text: str) -> tuple[float, float] | None:
@@ -164,6 +181,7 @@ class _Shape:
             names = ", ".join(self.by)
             lines = [f"{arrow} at the mean of {names}: {_number(line.effect)}  (n = {line.n})"]
             lines += [f"  changes by {_number(slope)} for one unit of {name}" for name, slope in line.slopes.items()]
+            notes += [f"note: {sentence}" for sentence in line.warnings]
             notes.append("note: where the effect is no line in the covariates, this is the best line.")
             return [{**asked, **asdict(line)}], notes, lines
         curve = dose_response(table, graph, treatment, outcome, self.doses, reference=self.reference, **options)
@@ -175,12 +193,12 @@ class _Shape:
 
 
 def _number(found: Coefficient) -> str:
-    low, high = found.interval
-    return f"{found.value:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return _with_interval(found.value, *found.interval)
 
 
-def _moments(found: list[dict[str, Any]], source: Path, graph: CausalGraph | None) -> Answer:
-    return found, _effect_notes(found, source, graph), [_effect_line(one) for one in found]
+def _with_interval(value: float, low: float, high: float) -> str:
+    style = shown((value, low, high), "+")
+    return f"{value:{style}} [{low:{style}}, {high:{style}}]"
 
 
 def _rows(
@@ -208,10 +226,9 @@ def _rows(
 
 
 def _rows_line(found: TableEffect) -> str:
-    low, high = found.interval
     given = f" given {', '.join(found.adjustment)}" if found.adjustment else ""
     line = (
-        f"{found.treatment} -> {found.outcome}{given}: {found.estimate:+.4f} [{low:+.4f}, {high:+.4f}]  "
+        f"{found.treatment} -> {found.outcome}{given}: {_with_interval(found.estimate, *found.interval)}  "
         f"({found.kind} by {found.method}; {found.contrast}; n = {found.n})"
     )
     if found.risk_ratio is not None:
@@ -228,11 +245,9 @@ def _refutation_line(one: Refutation) -> str:
 def _effect_line(found: dict[str, Any]) -> str:
     if found["estimate"] is None:
         return f"{found['treatment']} -> {found['outcome']}: no answer ({found['no_answer']})"
-    low, high = found["interval"]
     given = ", ".join(found["adjustment"]) or "nothing"
-    line = (
-        f"{found['treatment']} -> {found['outcome']} given {given}: {found['estimate']:+.4f} [{low:+.4f}, {high:+.4f}]"
-    )
+    number = _with_interval(found["estimate"], *found["interval"])
+    line = f"{found['treatment']} -> {found['outcome']} given {given}: {number}"
     return line + ("  (no causal path in the graph)" if found.get("graph_implies_zero") else "")
 
 
@@ -253,18 +268,42 @@ def _effect_notes(found: list[dict[str, Any]], source: Path, graph: CausalGraph 
     return notes
 
 
-def _table_effects(source: Path, graph: CausalGraph | None, treatment: str, outcome: str) -> list[dict[str, Any]]:
+def _table_effects(
+    source: Path, graph: CausalGraph | None, treatment: str, outcome: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The effects from second moments, and a note where an arm is empty, so that they only extrapolate."""
+    from causaldao.client.data.sources import read
     from causaldao.models.discovery.evidence import Evidence
     from causaldao.models.effects import average_effect, doubted, effect_set
     from causaldao.models.pattern import nearest_extension
 
-    evidence = Evidence.from_data(read_table(source))
+    table = read(source)
+    for name, role in ((treatment, "treatment"), (outcome, "outcome")):
+        if name not in table.columns:
+            raise MisuseError(f"The {role} {name!r} is no column; the table has {', '.join(map(str, table.columns))}.")
+    frame = columns_of(table, source, {treatment, outcome, *(graph.nodes if graph is not None else ())})
+    evidence = Evidence.from_data(frame)
     if graph is None:
-        return [_effect(average_effect(evidence, treatment, outcome))]
+        return [_effect(average_effect(evidence, treatment, outcome))], []
     found = effect_set(evidence, graph, treatment, outcome)
     if len(found) == 1 and found[0].implied:  # no graph of the class has a causal path
         found = (doubted(found[0], evidence, nearest_extension(graph)[0]),)
-    return [_effect(effect) for effect in found]
+    return [_effect(effect) for effect in found], _positivity_notes(frame, treatment, found)
+
+
+def _positivity_notes(frame: pd.DataFrame, treatment: str, found: Sequence[Effect]) -> list[str]:
+    """The strata in which a treatment of two values never varies: least squares answers there all the same."""
+    from causaldao.models.positivity import empty_strata
+
+    if frame[treatment].nunique() != 2:
+        return []
+    treated = (frame[treatment] == frame[treatment].max()).to_numpy(dtype=float)
+    strata = dict.fromkeys(text for one in found for text in empty_strata(frame, treated, one.adjustment, False))
+    return [
+        f"note: positivity is violated ({text}): there the number rests on straight lines alone, and no row says what "
+        "the other choice would do. --method auto refuses such rows."
+        for text in strata
+    ]
 
 
 def _effect(found: Effect) -> dict[str, Any]:

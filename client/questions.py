@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from causaldao.client.inputs import read_json, read_table
-from causaldao.console import command
+from causaldao.client.inputs import columns_of, read_json, seeded
+from causaldao.console import Output, command, shown
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.cli import read_graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import pandas as pd
 
     from causaldao.models.fitting import Fitted
     from causaldao.models.graph import CausalGraph
@@ -79,7 +82,7 @@ def intervene(
             asked = _asked_of_run(source, chosen, target, samples, seed, explain)
         else:
             asked = _asked_of_table(source, graph, kind or [], (chosen, moved, seen), target, samples, seed, explain)
-        output.emit(*asked)
+        _tell(output, *asked)
 
 
 @counterfactual_app.command()
@@ -106,29 +109,45 @@ def counterfactual(
             asked = _changed_in_run(source, row, chosen, explain)
         else:
             asked = _changed_in_table(source, graph, kind or [], row, (chosen, moved), bootstrap, seed, explain)
-        output.emit(*asked)
+        _tell(output, *asked)
+
+
+def _tell(output: Output, data: dict[str, Any], text: str) -> None:
+    """Print the answer; MisuseError if it is larger than numbers are, which JSON cannot say."""
+    try:
+        json.dumps(data, allow_nan=False)
+    except ValueError as error:
+        raise MisuseError(
+            "The answer is larger than numbers can be: set, shift and give values nearer to those of the table."
+        ) from error
+    output.emit(data, text)
 
 
 def _asked_of_run(
     run: Path, chosen: dict[str, float], target: str, samples: int, seed: int, explain: bool
 ) -> tuple[dict[str, Any], str]:
-    import torch
-
     model = _model(run)
     if target not in model.names:
         raise MisuseError(f"There is no variable {target!r}; the model has {', '.join(model.names)}.")
-    rows = model.sample(samples, chosen, torch.Generator().manual_seed(seed))
+    rows = model.sample(samples, chosen, seeded(seed))
     values = rows[:, model.names.index(target)].sort().values
     low, high = float(values[int(0.05 * samples)]), float(values[min(int(0.95 * samples), samples - 1)])
     mean, error = float(values.mean()), float(values.std()) / samples**0.5
-    notes = _intervention_notes(model, chosen, [target])
+    notes = [*_intervention_notes(model, chosen, [target]), *_open_notes(run, model.graph, chosen, target)]
     why = _why(model.graph, chosen, {}, [target], [], explain)
     data = {
         "target": target, "mean": mean, "monte_carlo_error": error, "quantiles": {"0.05": low, "0.95": high},
         "notes": notes, "why": why,
     }  # fmt: skip
-    text = f"{target}: mean {mean:.4f} (Monte Carlo error {error:.4f}), 90 % of values in [{low:.4f}, {high:.4f}]"
-    return data, "\n".join([text, *notes, *why])
+    return data, "\n".join([_law(target, mean, error, low, high), *notes, *why])
+
+
+def _law(target: str, mean: float, error: float, low: float, high: float) -> str:
+    style = shown((mean, low, high))
+    return (
+        f"{target}: mean {mean:{style}} (Monte Carlo error {error:{style}}), 90 % of values in "
+        f"[{low:{style}}, {high:{style}}]"
+    )
 
 
 def _changed_in_run(run: Path, row: Path, chosen: dict[str, float], explain: bool) -> tuple[dict[str, Any], str]:
@@ -141,9 +160,12 @@ def _changed_in_run(run: Path, row: Path, chosen: dict[str, float], explain: boo
         name: {"factual": was, "counterfactual": would}
         for name, was, would in zip(model.names, factual, changed, strict=True)
     }
-    notes = _intervention_notes(model, chosen, [])
+    notes = [*_intervention_notes(model, chosen, []), *_open_notes(run, model.graph, chosen, None)]
     why = _why(model.graph, chosen, {}, _reached(model.graph, chosen), [], explain)
-    lines = [f"{name}: {value['factual']:.4f} -> {value['counterfactual']:.4f}" for name, value in both.items()]
+    lines = [
+        _change(name, was, f"{would:{shown((was, would))}}")
+        for name, was, would in zip(model.names, factual, changed, strict=True)
+    ]
     return {"variables": both, "notes": notes, "why": why}, "\n".join([*lines, *notes, *why])
 
 
@@ -151,23 +173,21 @@ def _asked_of_table(
     source: Path, graph: Path | None, kinds: list[str], asked: tuple[dict[str, float], ...], target: str, samples: int,
     seed: int, explain: bool,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
-    import torch
-
     from causaldao.models.queries import conditional, distribution
 
     chosen, moved, seen = asked
-    fits = _fits(source, graph, kinds, seed, [*chosen, *moved, *seen, target], (chosen, moved, [target, *seen]))
+    frame, fits = _fits(source, graph, kinds, seed, [*chosen, *moved, *seen, target], (chosen, moved, [target, *seen]))
     act = _act(chosen, moved)
     answers = []
     for fitted in fits:
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         if seen:
             answers.append(conditional(fitted.model, target, act, seen, n=samples, generator=generator))
         else:
             answers.append(distribution(fitted.model, target, act, n=samples, generator=generator))
     model, first = fits[0].model, answers[0]
     means = [answer.mean for answer in answers]
-    notes = _fit_notes(fits, chosen, moved, seen)
+    notes = [*_fit_notes(fits, chosen, moved, seen), *_unseen_notes(frame, fits, chosen)]
     why = [
         line for fitted in fits[:1] for line in _why(fitted.model.graph, chosen, moved, [target], list(seen), explain)
     ]
@@ -177,13 +197,11 @@ def _asked_of_table(
         "effective_rows": first.effective, "range_over_class": [min(means), max(means)], "graphs": len(fits),
         "kinds": model.kinds, "fit": _fit_table(fits[0]), "notes": notes, "why": why,
     }  # fmt: skip
-    low, high = first.quantiles[0.05], first.quantiles[0.95]
-    text = (
-        f"{target}: mean {first.mean:.4f} (Monte Carlo error {first.error:.4f}), "
-        f"90 % of values in [{low:.4f}, {high:.4f}]"
-    )
+    text = _law(target, first.mean, first.error, first.quantiles[0.05], first.quantiles[0.95])
     if len(fits) > 1:
-        text = f"{target}: mean from {min(means):.4f} to {max(means):.4f} over the {len(fits)} graphs of the class"
+        style = shown(means)
+        least, most = f"{min(means):{style}}", f"{max(means):{style}}"
+        text = f"{target}: mean from {least} to {most} over the {len(fits)} graphs of the class"
     if seen:
         text += f"; {first.effective:.0f} effective rows of {samples}"
     return data, "\n".join([text, *notes, *why])
@@ -193,24 +211,23 @@ def _changed_in_table(
     source: Path, graph: Path | None, kinds: list[str], row: Path, asked: tuple[dict[str, float], ...], bootstrap: int,
     seed: int, explain: bool,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
-    import torch
-
     from causaldao.models.fitting import ensemble
     from causaldao.models.queries import counterfactual_interval
 
     chosen, moved = asked
     if bootstrap != 0 and not 2 <= bootstrap <= _MAX_REFITS:
         raise MisuseError(f"--bootstrap {bootstrap}: expected 0, or 2 to {_MAX_REFITS} refits.")
-    fits = _fits(source, graph, kinds, seed, [*chosen, *moved], None)
+    frame, fits = _fits(source, graph, kinds, seed, [*chosen, *moved], None)
     factual = dict(zip(fits[0].model.names, _row(row, fits[0].model.names), strict=True))
     act = _act(chosen, moved)
     answers = []
     for fitted in fits:
-        generator, model = torch.Generator().manual_seed(seed), fitted.model
+        generator, model = seeded(seed), fitted.model
         others: tuple[StructuralModel, ...] = ()
         if bootstrap:
-            table = read_table(source)[list(model.names)]
-            others = ensemble(table, model.graph, model.kinds, members=bootstrap, generator=generator)
+            others = ensemble(
+                frame[list(model.names)], model.graph, model.kinds, members=bootstrap, generator=generator
+            )
         answers.append(counterfactual_interval(model, factual, act, others=others, generator=generator))
     variables: dict[str, dict[str, Any]] = {}
     for name, was in factual.items():
@@ -220,7 +237,7 @@ def _changed_in_table(
             "factual": was, "counterfactual": values[0], "range_over_class": [min(values), max(values)],
             "interval": [min(low for low, _ in ends), max(high for _, high in ends)],
         }  # fmt: skip
-    notes = _fit_notes(fits, chosen, moved, {})
+    notes = _fit_notes(fits, chosen, moved, factual)
     reached = _reached(fits[0].model.graph, {**chosen, **moved})
     why = _why(fits[0].model.graph, chosen, moved, reached, [], explain)
     data = {
@@ -232,34 +249,38 @@ def _changed_in_table(
 
 
 def _counterfactual_line(name: str, value: dict[str, Any]) -> str:
-    least, most = value["range_over_class"]
-    low, high = value["interval"]
-    would = f"{value['counterfactual']:.4f}" if least == most else f"{least:.4f} to {most:.4f} over the class"
-    return f"{name}: {value['factual']:.4f} -> {would}" + (f"  [{low:.4f}, {high:.4f}]" if low < high else "")
+    (least, most), (low, high) = value["range_over_class"], value["interval"]
+    style = shown((value["factual"], least, most))
+    would = f"{value['counterfactual']:{style}}"
+    if least < most:
+        would = f"{least:{style}} to {most:{style}} over the class"
+    return _change(name, value["factual"], would + (f"  [{low:{style}}, {high:{style}}]" if low < high else ""))
+
+
+def _change(name: str, was: float, would: str) -> str:
+    return f"{name}: {was:{shown([was])}} -> {would}"
 
 
 def _fits(
     source: Path, graph: Path | None, kinds: list[str], seed: int, named: list[str],
     question: tuple[dict[str, float], dict[str, float], list[str]] | None,
-) -> list[Fitted]:  # fmt: skip
-    """A model for each graph that the answer may depend on: one, if graph and question settle it."""
-    import torch
-
+) -> tuple[pd.DataFrame, list[Fitted]]:  # fmt: skip
+    """The graph's columns, and a model for each graph that the answer may depend on: one, if graph and question settle
+    it."""
+    from causaldao.client.data.sources import read
     from causaldao.models.fitting import fit
 
-    frame = read_table(source)
     if graph is None:
         raise MisuseError(f"{source} is a table: say by --graph what causes what (JSON, from discover --out).")
     drawn = read_graph(graph)
     if unknown := sorted(set(named) - set(drawn.nodes)):
         raise MisuseError(f"There is no variable {', '.join(unknown)}; the graph has {', '.join(drawn.nodes)}.")
-    if missing := sorted(set(drawn.nodes) - set(frame.columns)):
+    table = read(source)
+    if missing := sorted(set(drawn.nodes) - set(table.columns)):
         raise DataError(f"{source} lacks the columns {', '.join(missing)} of the graph. Add them, or redraw the graph.")
-    frame = frame[[name for name in frame.columns if name in drawn.nodes]]
+    frame = columns_of(table, source, drawn.nodes)
     made = _kinds(kinds, drawn.nodes)
-    return [
-        fit(frame, dag, made, generator=torch.Generator().manual_seed(seed)) for dag in _graphs(drawn, graph, question)
-    ]
+    return frame, [fit(frame, dag, made, generator=seeded(seed)) for dag in _graphs(drawn, graph, question)]
 
 
 def _graphs(
@@ -300,7 +321,7 @@ def _kinds(texts: list[str], names: tuple[str, ...]) -> dict[str, str] | str | N
         return texts[0]
     found: dict[str, str] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
+        name, equals, value = text.rpartition("=")
         if not equals or name in found:
             raise MisuseError(f"--kind {text!r}: expected one KIND for all, or NAME=KIND, each name once.")
         found[name] = value
@@ -369,7 +390,7 @@ def _fit_notes(
 ) -> list[str]:
     """Where an answer is far-fetched: values that the table does not have, mechanisms that foretell nothing."""
     model, notes = fits[0].model, []
-    for name, value in {**chosen, **seen}.items():
+    for name, value in (*chosen.items(), *seen.items()):
         one = model.columns[model.names.index(name)]
         if not one.low <= value <= one.high:
             notes.append(
@@ -386,8 +407,32 @@ def _fit_notes(
     if len(fits) > 1:
         lines = sorted({edge for fitted in fits for edge in fitted.model.graph.directed})
         open_pairs = ", ".join(f"{a} - {b}" for a, b in lines if a < b and (b, a) in lines)
-        notes.append(f"note: the graph leaves {open_pairs} open: the answer is that of each of its {len(fits)} DAGs.")
+        notes.append(
+            f"note: the graph leaves {open_pairs} open: the answer is that of each of its {len(fits)} DAGs. What is "
+            "said of paths and fit is said of the first."
+        )
     return notes
+
+
+def _unseen_notes(frame: pd.DataFrame, fits: list[Fitted], chosen: dict[str, float]) -> list[str]:
+    """Of variables of two values: the strata of their causes in which no row has the value that is set."""
+    import numpy as np
+
+    from causaldao.models.positivity import NONE, empty_strata
+
+    found: dict[str, None] = {}
+    for name, value in chosen.items():
+        if frame[name].nunique() == 2:
+            has = np.asarray(frame[name] == value, dtype=np.float64)
+            for fitted in fits:
+                parents = tuple(sorted(fitted.model.graph.parents(name)))
+                strata = [text for text in empty_strata(frame, has, parents, False) if text.endswith(NONE)]
+                found |= dict.fromkeys(
+                    f"note: {text.removesuffix(NONE)}, none with {name} = {value:g}: what it would do there, the "
+                    "mechanisms guess."
+                    for text in strata
+                )
+    return list(found)
 
 
 def _intervention_notes(model: NeuralSCM, chosen: dict[str, float], targets: list[str]) -> list[str]:
@@ -409,6 +454,30 @@ def _intervention_notes(model: NeuralSCM, chosen: dict[str, float], targets: lis
     return notes
 
 
+def _open_notes(run: Path, dag: CausalGraph, chosen: dict[str, float], target: str | None) -> list[str]:
+    """That the run's model is of one DAG, where the graph that was adopted leaves open what the answer may hang on."""
+    from causaldao.errors import NotIdentifiable
+    from causaldao.models.identification import identify
+
+    if not (run / "graph.json").is_file():
+        return []
+    adopted = read_graph(run)
+    if not adopted.undirected:
+        return []
+    if target is not None:
+        try:
+            identify(adopted, list(chosen), [target])
+            return []
+        except NotIdentifiable:
+            pass
+    pairs = ", ".join(f"{a} - {b}" for a, b in sorted(adopted.undirected))
+    taken = ", ".join(sorted(f"{a} -> {b}" for a, b in dag.directed if (min(a, b), max(a, b)) in adopted.undirected))
+    return [
+        f"note: the adopted graph leaves {pairs} open. The model takes them as {taken}; the other way round the "
+        "answer may be another."
+    ]
+
+
 def _model(run: Path) -> NeuralSCM:
     from causaldao.models.scm import NeuralSCM
 
@@ -426,7 +495,7 @@ def _model(run: Path) -> NeuralSCM:
 def _assignments(texts: list[str], option: str) -> dict[str, float]:
     values = {}
     for text in texts:
-        name, equals, value = text.partition("=")
+        name, equals, value = text.rpartition("=")  # a name may hold one
         try:
             number = float(value)
         except ValueError:
@@ -450,4 +519,7 @@ def _row(path: Path, names: tuple[str, ...]) -> list[float]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False

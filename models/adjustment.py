@@ -24,13 +24,16 @@ def possible_descendants(graph: CausalGraph, node: str, avoiding: Collection[str
     """node and all that descend from it in some DAG of the class, by paths clear of `avoiding`.
 
     An unshielded path with no edge against its direction suffices and is enough (Perković et al., 2017, lemma
-    3.6), so the search walks over edges, not paths: O(edges × degree).
+    3.6), so the search walks over edges, not paths: O(edges × degree). A latent common cause shields no path: it is no
+    way from one end to the other.
     """
     reached, seen, stack = {node}, set[tuple[str, str]](), [("", node)]
     while stack:
         previous, current = stack.pop()
         for following in (graph.children(current) | graph.neighbours(current)) - set(avoiding) - {previous}:
-            shielded = previous != "" and graph.adjacent(previous, following)
+            shielded = previous != "" and following in (
+                graph.children(previous) | graph.parents(previous) | graph.neighbours(previous)
+            )
             if not shielded and (current, following) not in seen:
                 seen.add((current, following))
                 reached.add(following)

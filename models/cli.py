@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from causaldao.console import command
 from causaldao.errors import ConfigurationError, MisuseError
+from causaldao.files import parse_json
 
 if TYPE_CHECKING:
     from causaldao.models.graph import CausalGraph
@@ -53,7 +53,7 @@ def read_graph(path: Path) -> CausalGraph:
 
     file = path / "graph.json" if path.is_dir() else path
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} cannot be read: {error}. Give a graph (JSON) or a run's folder.") from error
     except ValueError as error:

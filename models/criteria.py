@@ -53,9 +53,12 @@ def front_door_set(graph: CausalGraph, treatment: str, outcome: str) -> Names:
             f"No set of mediators opens a front door from {treatment} to {outcome}: one must meet every directed path, "
             f"be unconfounded with {treatment}, and be unconfounded with {outcome} given {treatment}."
         )
-    for name in sorted(mediators):
-        if is_front_door_set(graph, treatment, outcome, mediators - {name}):
-            mediators -= {name}
+    before: Names = frozenset()
+    while before != mediators:  # one that was needed beside another may not be once that is gone
+        before = mediators
+        for name in sorted(mediators):
+            if is_front_door_set(graph, treatment, outcome, mediators - {name}):
+                mediators -= {name}
     return mediators
 
 

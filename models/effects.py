@@ -155,6 +155,12 @@ def effect_set(
     causal = [g for g in graphs if outcome in possible_descendants(g, treatment)]
     chosen = {tuple(sorted(adjustment_set(g, treatment, outcome))) for g in causal}
     ordered = sorted(chosen, key=lambda names: (len(names), names))
+    if lacking := sorted({name for names in ordered for name in names} - set(evidence.names)):
+        raise DataError(
+            f"The graph says to adjust for {', '.join(lacking)}, and the data have no such column. Add it; or, if "
+            "nobody measured it, take it out of the graph and draw its effects as two-headed edges between what it "
+            "causes."
+        )
     effects = [average_effect(evidence, treatment, outcome, names, level) for names in ordered]
     return tuple(effects if len(causal) == len(graphs) else [_zero(evidence, treatment, outcome, level), *effects])
 

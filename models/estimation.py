@@ -123,7 +123,7 @@ def answer(data: pd.DataFrame, question: Question) -> TableEffect:
     if question.trim:
         if plan.method not in (ADJUST, *ADJUSTING):
             raise MisuseError(f"trim is for {', '.join(ADJUSTING)}; {plan.method} has no scores: leave it out.")
-        table = _trimmed(table, question, plan)
+        table = trimmed(table, question, plan)
     return _RUN[plan.method](table, question, plan)
 
 
@@ -205,7 +205,7 @@ def _family(y: Floats, question: Question) -> Family:
     return cast(Family, question.family)
 
 
-def _trimmed(rows: Rows, question: Question, plan: Plan) -> Rows:
+def trimmed(rows: Rows, question: Question, plan: Plan) -> Rows:
     if not rows.binary:
         raise MisuseError("trim leaves rows out by their score, which a treatment of more than two values has not.")
     score = estimators.scores(rows.t, features(rows.columns(plan.z)))
@@ -265,12 +265,15 @@ def _diagnosed(
     treated_only: bool,
 ) -> TableEffect:  # fmt: skip
     """The effect with the diagnostics of the scores that were used, or else of the plain ones."""
-    if fit.scores is not None:
-        scores = fit.scores
-        require_scores(rows.frame, rows.t, scores, plan.z, treated_only)
-    found = diagnose(rows.t, scores, question.overlap, treated_only)
-    rows = replace(rows, notes=(*rows.notes, *_overlap_notes(found)))
+    rows, found = judged(rows, question, plan, scores if fit.scores is None else fit.scores, treated_only)
     return _effect(rows, question, plan, method, fit, weights, found)
+
+
+def judged(rows: Rows, question: Question, plan: Plan, scores: Floats, treated_only: bool) -> tuple[Rows, Positivity]:
+    """The rows with notes on their scores, and the diagnostics; DataError where a score is 0 or 1."""
+    require_scores(rows.frame, rows.t, scores, plan.z, treated_only)
+    found = diagnose(rows.t, scores, question.overlap, treated_only)
+    return replace(rows, notes=(*rows.notes, *_overlap_notes(found))), found
 
 
 def _overlap_notes(found: Positivity) -> tuple[str, ...]:

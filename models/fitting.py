@@ -416,7 +416,7 @@ def _column(name: str, values: Tensor, made: Kind) -> Column:
 def _require_noise(task: _Task, members: Sequence[int], residual: Tensor) -> None:
     for j, left in zip(members, residual.square().mean(1).tolist(), strict=True):
         if not left > _VARIES:
-            given = ", ".join(task.design.names[i] for i in task.parents(j))
+            given = ", ".join(task.design.names[i] for i in task.parents(j)) or "nothing"
             raise DataError(
                 f"{task.design.names[j]} has residual variance {left:.3g} of its own given {given}, expected more than "
                 f"{_VARIES:g}: it has no noise. Drop a variable that others settle exactly."

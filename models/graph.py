@@ -231,6 +231,8 @@ class CausalGraph:
     def from_json(cls, data: Mapping[str, Any]) -> CausalGraph:
         """The graph that `to_json` wrote. Raises ConfigurationError for anything else."""
         try:
+            if isinstance(data["nodes"], str):
+                raise TypeError("nodes is a text, whose letters would pass for names")
             nodes, edges = list(data["nodes"]), [(e["from"], e["to"], *e["marks"]) for e in data["edges"]]
         except (KeyError, TypeError) as error:
             raise ConfigurationError(

@@ -20,10 +20,15 @@ class Notation:
     do: str
 
 
+_LATEX = {letter: f"\\{letter}" for letter in "_%&#${} "} | {
+    "\\": r"\backslash{}", "^": r"\wedge{}", "~": r"\sim{}", "\t": r"\ ", "\n": r"\ ",
+}  # fmt: skip
+
+
 def _latex_name(name: str) -> str:
-    """One letter as it is, a word upright; a digit that ends it is left where it stands."""
+    """One letter as it is, a word upright, primes behind it; what LaTeX would read as a command is spelt out."""
     stem = name.rstrip("'")
-    escaped = "".join(f"\\{letter}" if letter in "_%&#${}" else letter for letter in stem.replace("\\", ""))
+    escaped = "".join(_LATEX.get(letter, letter) for letter in stem)
     return (escaped if len(stem) == 1 else rf"\mathrm{{{escaped}}}") + name[len(stem) :]
 
 

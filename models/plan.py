@@ -66,6 +66,8 @@ class Question:
             raise MisuseError(f"level={self.level}: expected a number between 0 and 1.")
         if not (0 <= self.trim < 0.5 and 0 <= self.overlap < 0.5):
             raise MisuseError(f"trim={self.trim}, overlap={self.overlap}: expected numbers in [0, 0.5).")
+        if self.seed < 0:
+            raise MisuseError(f"seed={self.seed}: expected 0 or more.")
         if self.folds < 2:
             raise MisuseError(f"folds={self.folds}: expected 2 or more.")
         if self.contrast is not None and not all(map(math.isfinite, self.contrast)):

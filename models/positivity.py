@@ -19,6 +19,7 @@ _LEVELS = 12  # a column with at most as many values is taken to define strata
 _CHANCE = 1e-3  # an empty arm as unlikely as this, over all strata, is no accident
 _CERTAIN = 1e-6  # a score nearer than this to 0 or 1 is one
 _SHOWN = 5
+NONE = ", none treated"  # how the words of a stratum end in which the treated are missing
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Positivity:
         }
 
 
-def require_arms(frame: pd.DataFrame, t: Floats, names: tuple[str, ...], treated_only: bool) -> None:
-    """DataError naming the strata of the discrete columns among ``names`` in which an arm that is needed has no row,
-    where chance does not explain it."""
+def empty_strata(frame: pd.DataFrame, t: Floats, names: tuple[str, ...], treated_only: bool) -> list[str]:
+    """The strata of the discrete columns among ``names``, in words, in which an arm that is needed has no row, where
+    chance does not explain it."""
     discrete = [name for name in names if frame[name].nunique() <= _LEVELS]
     groups = [[name] for name in discrete] + ([discrete] if len(discrete) > 1 else [])
     found: list[str] = []
@@ -54,7 +55,12 @@ def require_arms(frame: pd.DataFrame, t: Floats, names: tuple[str, ...], treated
             found = _empty(frame[columns], t, treated_only)
         elif len(columns) == 1:
             found += _empty(frame[columns], t, treated_only)
-    if found:
+    return found
+
+
+def require_arms(frame: pd.DataFrame, t: Floats, names: tuple[str, ...], treated_only: bool) -> None:
+    """DataError naming the `empty_strata`."""
+    if found := empty_strata(frame, t, names, treated_only):
         more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
         raise DataError(
             f"Positivity is violated in {len(found)} stratum(s): there the treatment never varies, so nothing in the "
@@ -73,7 +79,7 @@ def _empty(columns: pd.DataFrame, t: Floats, treated_only: bool) -> list[str]:
         chance = (1 - share) ** n if k == 0 else share**n if k == n else 1.0
         if chance * len(rows) < _CHANCE and not (treated_only and k == 0):
             where = ", ".join(f"{name} = {value:g}" for name, value in zip(names, level, strict=True))
-            found.append(f"{where}: {n} rows, {'none' if k == 0 else 'all'} treated")
+            found.append(f"{where}: {n} rows{NONE if k == 0 else ', all treated'}")
     return found
 
 

@@ -244,7 +244,12 @@ def from_data(frame: pd.DataFrame, feature_map: FeatureMap) -> Evidence:
     features = feature_map._encode(frame, scaled)
     n, k = features.shape
     if n <= k + 1:
-        raise DataError(f"{n} rows make {k} columns of features: give more than {k + 1} rows, or fewer features.")
+        most = max(feature_map.variables, key=lambda variable: len(variable.levels))
+        wide = f" ({most.name!r} alone has {len(most.levels)} levels: is it a name, a number, a date?)"
+        raise DataError(
+            f"{n} rows make {k} columns of features: give more than {k + 1} rows, or fewer features"
+            f"{wide if len(most.levels) > n / 2 else ''}."
+        )
     for variable in feature_map.variables:
         if variable.kind == "categorical":
             _require_levels(frame, variable)
@@ -255,6 +260,7 @@ def from_data(frame: pd.DataFrame, feature_map: FeatureMap) -> Evidence:
 def variables_of(frame: pd.DataFrame) -> tuple[Variable, ...]:
     """What the columns of a table look like: text is categorical, its levels those seen, the most frequent first;
     columns of two numbers are binary, others continuous. For `from_data` only: it reads rows, where a study declares.
+    DataError for text that is the same in all rows.
     """
     return tuple(_guessed(str(name), frame[name]) for name in frame.columns)
 
@@ -262,7 +268,10 @@ def variables_of(frame: pd.DataFrame) -> tuple[Variable, ...]:
 def _guessed(name: str, column: pd.Series) -> Variable:
     if column.dtype.kind in "biuf":
         return Variable(name, "binary" if column.nunique() == 2 else "continuous")
-    return Variable(name, "categorical", levels=tuple(map(str, column.dropna().value_counts().index)))
+    levels = tuple(map(str, column.dropna().value_counts().index))
+    if len(levels) < 2:
+        raise DataError(f"The column {name!r} is constant at {', '.join(levels)}: it carries no evidence. Drop it.")
+    return Variable(name, "categorical", levels=levels)
 
 
 def _standard(frame: pd.DataFrame, variable: Variable) -> Floats:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from causaldao.errors import MisuseError
+from causaldao.errors import DataError, MisuseError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.features import FeatureMap, from_data, variables_of
 from causaldao.models.discovery.tables import LocalTables
@@ -57,6 +57,9 @@ def evidence_of(data: Any, features: str = "identity", **options: Any) -> Any:
     if unknown := sorted(set(options) - set(choices)):
         raise MisuseError(f"{features} has no options {unknown}. Its options are {', '.join(choices) or 'none'}.")
     if isinstance(data, pd.DataFrame):
+        columns = list(data.columns)
+        if twice := sorted({str(name) for name in columns if columns.count(name) > 1}):
+            raise DataError(f"The columns {', '.join(twice)} are there more than once: rename all but one of each.")
         return FEATURES[features](data, **options)
     if features != "identity":
         raise MisuseError(f"features is {features!r}, but evidence has its feature map already. Give the table.")

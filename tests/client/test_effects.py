@@ -141,6 +141,36 @@ def test_a_dose_is_answered_as_another_or_against_another(folder: Path) -> None:
     assert (code, "dose 99 lies outside the rows' range" in error["message"]) == (2, True)
 
 
+def test_least_squares_bridges_an_empty_stratum_in_silence(folder: Path) -> None:
+    """By default the answer is a straight line, which runs on where nobody is treated: the stratum is named."""
+    assert asked(folder, "arms")[1]["notes"] == []
+    data = PROBLEMS["arms"].data
+    data.assign(t=data["t"] * (1 - data["w"])).to_csv(folder / "empty.csv", index=False)
+    (folder / "empty.json").write_text((folder / "arms.json").read_text())
+    code, found = asked(folder, "empty")
+    assert (code, len(found["notes"])) == (0, 1)
+    assert "positivity is violated (w = 1: " in found["notes"][0]
+    assert "none treated" in found["notes"][0]
+
+
+def test_rows_are_left_out_of_a_line_or_kept_in_it_in_silence(folder: Path) -> None:
+    plain, trimmed = (asked(folder, "arms", "--by", "w", *more.split())[1] for more in ("", "--trim 0.3"))
+    assert trimmed["effects"][0]["n"] < plain["effects"][0]["n"]
+    assert any("were left out: the answer is for the others" in note for note in trimmed["notes"])
+    code, error = asked(folder, "dose", "--dose", "1", "--trim", "0.3")
+    assert (code, "trim" in error["message"]) == (2, True)
+
+
+def test_a_column_that_the_graph_has_and_the_table_lacks_is_misuse(folder: Path) -> None:
+    (folder / "more.json").write_text(json.dumps(
+        CausalGraph.dag([("t", "y"), ("c", "t"), ("c", "y"), ("income", "t"), ("income", "y")]).to_json()
+    ))  # fmt: skip
+    source = ("effect", folder / "arms.csv", "--graph", folder / "more.json")
+    code, error = run(*source, "--treatment", "t", "--outcome", "y")
+    assert (code, "adjust for income" in error["message"]) == (11, True)
+    assert run(*source, "--treatment", "q", "--outcome", "y")[0] == 2
+
+
 BOW = CausalGraph.admg([("t", "y")], [("t", "y")])
 
 
@@ -165,6 +195,8 @@ BOW = CausalGraph.admg([("t", "y")], [("t", "y")])
         ("{f}/arms.csv", "{f}/front-door.json", "--method auto", 11),
         ("{f}/arms.csv", "{f}/bow.json", "", 16),
         ("{f}/arms.csv", "{f}/bow.json", "--method auto", 16),
+        ("{f}/arms.csv", "{f}/bow.json", "--method linear", 2),
+        ("{f}/arms.csv", "{f}/arms.json", "--seed -1", 2),
         ("{f}/nan.csv", "{f}/arms.json", "--method auto", 11),
         ("{f}/strata.csv", "{f}/arms.json", "--method auto", 11),
         ("{f}", None, "--method auto", 2),

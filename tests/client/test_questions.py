@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import causaldao
 from causaldao.__main__ import app
+from causaldao.errors import DataError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
 from causaldao.models.scm import LinearSCM, NeuralSCM
@@ -463,3 +464,135 @@ def test_a_wrong_option_of_discover_is_passed_over(
     found, error = run("discover", data, *(argument.format(**places) for argument in arguments))
     assert (found, error["exit_code"]) == (code, code), error
     assert said in " ".join([error["message"], *error["problems"]])
+
+
+# What a careful user may hand over, and what must not end in a traceback or in a number that says less than it seems.
+
+
+def test_a_column_that_the_answer_does_not_need_stands_in_its_way(data: Path, chain: Path, tmp_path: Path) -> None:
+    table = tmp_path / "notes.csv"
+    TABLE.assign(who=[f"p{i}" for i in range(len(TABLE))], lab=np.nan).to_csv(table, index=False)
+    asked = ("--graph", chain, "--treatment", "b", "--outcome", "c")
+    effects = [run("effect", file, *asked)[1]["effects"][0]["estimate"] for file in (data, table)]
+    assert effects[1] == pytest.approx(effects[0], rel=1e-12)
+    question = ("--graph", chain, "--kind", "linear", "--set", "a=1", "--target", "c")
+    assert run("do", table, *question)[1]["mean"] == pytest.approx(run("do", data, *question)[1]["mean"], rel=1e-9)
+
+
+@pytest.mark.parametrize("command", ["discover", "effect", "do", "discover --features table"])
+def test_a_column_that_is_there_twice_is_a_traceback(command: str, chain: Path, tmp_path: Path) -> None:
+    table = tmp_path / "twice.csv"
+    TABLE.assign(d=TABLE["a"]).rename(columns={"d": "a"}).to_csv(table, index=False)
+    name, *options = command.split()
+    asked = {
+        "discover": (), "effect": ("--graph", chain, "--treatment", "b", "--outcome", "c"),
+        "do": ("--graph", chain, "--set", "a=1", "--target", "c"),
+    }  # fmt: skip
+    code, error = run(name, table, *options, *asked[name])
+    assert (code, error["exit_code"]) == (11, 11)
+    assert "columns a more than once" in error["message"]
+    with pytest.raises(DataError, match="more than once"):
+        causaldao.discover(pd.concat([TABLE, TABLE["a"]], axis=1), "pc", features="table")
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ('{"a": 1, "b": 1, "c": 1, "a": 7}', 10, "'a'] stand twice"),
+        ('{"a": %s, "b": 1, "c": 1}' % ("9" * 400), 11, "['a'] in"),
+        ("[" * 100_000, 10, "nested too deeply"),
+    ],
+    ids=["twice", "huge", "deep"],
+)
+def test_an_odd_record_is_a_traceback_or_half_heard(
+    text: str, code: int, words: str, data: Path, chain: Path, finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "row.json").write_text(text)
+    for source in ((finished, tmp_path / "row.json"), (data, tmp_path / "row.json", "--graph", chain)):
+        found, error = run("counterfactual", *source, "--set", "a=1")
+        assert (found, error["exit_code"]) == (code, code)
+        assert words in error["message"]
+
+
+@pytest.mark.parametrize("letters", ["abc", ["a"] * 2])
+def test_letters_pass_for_the_names_of_a_graph(letters: Any, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "graph.json").write_text(json.dumps({"nodes": letters, "edges": []}))
+    code, _ = run("effect", data, "--graph", tmp_path / "graph.json", "--treatment", "a", "--outcome", "c")
+    assert code == 10
+
+
+def test_an_answer_beyond_all_numbers_is_a_traceback_or_infinite(data: Path, chain: Path, tmp_path: Path) -> None:
+    asked = ("--graph", chain, "--kind", "linear")
+    for option in ("--set", "--shift"):
+        code, error = run("do", data, *asked, option, "a=1e308", "--target", "c")
+        assert (code, "larger than numbers can be" in error["message"]) == (2, True)
+    (tmp_path / "row.json").write_text('{"a": 1.0, "b": 1e308, "c": -1e308}')
+    code, error = run("counterfactual", data, tmp_path / "row.json", *asked, "--set", "b=-1e308")
+    assert (code, "larger than numbers can be" in error["message"]) == (2, True)
+
+
+@pytest.mark.parametrize("seed", [2**70, -(2**70)])
+def test_a_seed_that_there_is_not_is_a_traceback(seed: int, data: Path, chain: Path) -> None:
+    for asked in (("discover", data), ("do", data, "--graph", chain, "--set", "a=1", "--target", "c")):
+        code, error = run(*asked, "--seed", seed)
+        assert (code, f"--seed {seed}" in error["message"]) == (2, True)
+
+
+def test_a_record_far_from_the_table_is_not_told(data: Path, chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "row.json").write_text('{"a": 1.0, "b": 0.5, "c": 9e6}')
+    found = run("counterfactual", data, tmp_path / "row.json", "--graph", chain, "--kind", "linear", "--set", "b=1")[1]
+    assert [note.split(" lies ")[0] for note in found["notes"]] == ["note: c = 9e+06"]
+
+
+def test_a_name_with_an_equals_sign_cannot_be_set(tmp_path: Path) -> None:
+    TABLE.rename(columns={"a": "dose=mg"}).to_csv(tmp_path / "odd.csv", index=False)
+    graph = CausalGraph.dag([("dose=mg", "b"), ("b", "c")])
+    (tmp_path / "odd.json").write_text(json.dumps(graph.to_json()))
+    asked = ("do", tmp_path / "odd.csv", "--graph", tmp_path / "odd.json", "--target", "c", "--kind", "dose=mg=linear")
+    assert run(*asked, "--set", "dose=mg=1")[0] == 0
+
+
+def test_small_units_make_an_effect_read_as_zero(tmp_path: Path, chain: Path) -> None:
+    (TABLE * [1, 1, 1e-9]).to_csv(tmp_path / "small.csv", index=False)
+    asked = (tmp_path / "small.csv", "--graph", chain)
+    assert "e-10 [+" in told("effect", *asked, "--treatment", "b", "--outcome", "c")
+    assert "mean 0.0000" not in told("do", *asked, "--kind", "linear", "--set", "a=2", "--target", "c")
+
+
+def test_a_run_answers_by_one_graph_of_a_class_and_does_not_say_so(finished: Path, tmp_path: Path) -> None:
+    """The model is trained on one DAG; where the adopted pattern leaves open what the answer hangs on, that is said."""
+    (finished / "graph.json").write_text(json.dumps({
+        "pattern": CausalGraph.cpdag([("b", "c")], [("a", "b")]).to_json(), "dag": CHAIN.to_json(),
+    }))  # fmt: skip
+    try:
+        open_, settled = (run("do", finished, "--set", f"{name}=1", "--target", "c")[1]["notes"] for name in "ab")
+        (tmp_path / "row.json").write_text('{"a": 1.0, "b": 0.5, "c": 0.25}')
+        changed = run("counterfactual", finished, tmp_path / "row.json", "--set", "a=0")[1]["notes"]
+    finally:
+        (finished / "graph.json").unlink()
+    assert settled == []
+    for notes in (open_, changed):
+        assert "leaves a - b open. The model takes them as a -> b" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [([f"p{i}" for i in range(60)], "'who' alone has 60 levels"), (["us"] * 60, "'who' is constant at us")],
+    ids=["one for each row", "one for all"],
+)
+def test_text_that_tells_nothing_is_not_named(column: list[str], words: str, tmp_path: Path) -> None:
+    TABLE[:60].assign(who=column).to_csv(tmp_path / "table.csv", index=False)
+    code, error = run("discover", tmp_path / "table.csv", "--features", "one-hot")
+    assert (code, words in error["message"]) == (11, True)
+
+
+def test_a_value_that_a_stratum_never_has_is_set_there_in_silence(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    w = rng.binomial(1, 0.4, 300)
+    t = rng.binomial(1, 0.5, 300) * (1 - w)
+    pd.DataFrame({"w": w, "t": t, "y": t + w + rng.normal(size=300)}).to_csv(tmp_path / "t.csv", index=False)
+    graph = CausalGraph.dag([("w", "t"), ("w", "y"), ("t", "y")])
+    (tmp_path / "g.json").write_text(json.dumps(graph.to_json()))
+    asked = ("do", tmp_path / "t.csv", "--graph", tmp_path / "g.json", "--target", "y")
+    assert f"w = 1: {w.sum()} rows, none with t = 1" in run(*asked, "--set", "t=1")[1]["notes"][0]
+    assert run(*asked, "--set", "t=0")[1]["notes"] == []

@@ -269,6 +269,17 @@ def test_with_latent_causes_a_set_is_valid_exactly_when_population_regression_gi
     assert min(verdicts.values()) > 10
 
 
+def test_a_latent_cause_hides_what_lies_on_a_causal_path() -> None:
+    """m and y share a cause, so that m, n, y is a triangle; y follows from m all the same."""
+    graph = CausalGraph.admg([("x", "m"), ("m", "n"), ("n", "y"), ("x", "y")], [("m", "y")])
+    assert possible_descendants(graph, "m") == {"m", "n", "y"}
+    assert not is_adjustment_set(graph, "x", "y", ["m"])
+    for seed in range(count(20, 300)):
+        admg = random_admg(np.random.default_rng([seed, 11]), 6, 0.6, 0.4)
+        for name in admg.nodes:
+            assert possible_descendants(admg, name) == admg.descendants(name), (admg, name)
+
+
 @pytest.mark.parametrize("latents", [False, True], ids=["pattern", "admg"])
 def test_a_minimal_adjustment_set_is_missed_or_has_a_member_too_many(latents: bool) -> None:
     rng = np.random.default_rng(8)

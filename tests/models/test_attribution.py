@@ -151,7 +151,7 @@ def test_a_planted_change_is_not_found() -> None:
     tried = [(seed, name) for seed in range(count(1, 6)) for name in ("a", "b", "c", "")]
     for seed, changed in tried:
         before, after = _tables(seed, changed)
-        short = Training(hidden=8, epochs=10, steps=100)
+        short = None if count(0, 1) else Training(hidden=8, epochs=10, steps=100)  # too short for a fair share
         found = root_cause(before, after, TRIPLE, "c", generator=generator(seed), n=1000, training=short)
         assert found.changed == ((changed,) if changed else ()), (seed, changed, found)
         if changed:

@@ -73,6 +73,13 @@ def test_a_mediator_that_only_helps_another_is_left_out() -> None:
     assert front_door_set(graph, "x", "y") == {"b", "m"}
 
 
+def test_a_mediator_stays_for_one_that_is_left_out_after_it() -> None:
+    """Of w, c -> y nothing is needed, but c cannot go as long as w is there: w <- c -> y is a back door."""
+    graph = CausalGraph.dag([("c", "y"), ("c", "w")], nodes=["x", "c", "w", "y"])
+    assert not is_front_door_set(graph, "x", "y", {"w"})
+    assert front_door_set(graph, "x", "y") == set()
+
+
 def test_an_instrument_gives_another_ratio_than_the_total_effect() -> None:
     rng = np.random.default_rng(2)
     conditional = plain = 0

@@ -67,6 +67,7 @@ def test_equal_products_are_two_objects() -> None:
             r"\left(\sum_{a} P(y \mid a)\right) \sum_{b} P(z \mid b)",
         ),
         (Quotient(p("y"), p("x")), "[P(y)] / [P(x)]", r"\frac{P(y)}{P(x)}"),
+        (Probability(frozenset({r"a\b^2 ~"})), r"P(a\b^2 ~)", r"P(\mathrm{a\backslash{}b\wedge{}2\ \sim{}})"),
         (Probability(frozenset({"stay_1"})), "P(stay_1)", r"P(\mathrm{stay\_1})"),
     ],
 )

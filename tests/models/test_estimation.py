@@ -285,6 +285,25 @@ def test_a_curved_dose_is_answered_by_a_line() -> None:
         dose_response(frame.assign(t=(t > 0) * 1.0), CONFOUNDED, "t", "y", [1.0])
 
 
+@pytest.mark.parametrize("option", [{"estimand": "att"}, {"contrast": (0.0, 1.0)}, {"method": "ipw"}])
+def test_an_option_is_left_out_of_a_line_or_curve_in_silence(option: dict[str, Any]) -> None:
+    with pytest.raises(MisuseError, match="no option"):
+        effect_modification(frame(), CONFOUNDED, "t", "y", ["w"], **option)
+    with pytest.raises(MisuseError, match="no option"):
+        dose_response(planted.dose(np.random.default_rng(0)).data, CONFOUNDED, "t", "y", [0.0], **option)
+
+
+def test_a_line_through_poorly_matched_rows_raises_no_warning() -> None:
+    rng, n = np.random.default_rng(17), 2000
+    c = rng.normal(size=n)
+    t = rng.binomial(1, planted.expit(2 * c))
+    data = pd.DataFrame({"c": c, "t": t, "y": t + c + rng.normal(size=n)})
+    graph = CausalGraph.dag([("c", "t"), ("c", "y"), ("t", "y")])
+    found = effect_modification(data, graph, "t", "y", ["c"], overlap=0.05)
+    assert found.warnings == estimate_effect(data, graph, "t", "y", overlap=0.05).warnings
+    assert "have a score beyond 0.05" in found.warnings[0]
+
+
 def test_a_contrast_is_of_one_unit_whatever_is_asked() -> None:
     problem = planted.dose(np.random.default_rng(14))
     one, three = (
