@@ -99,6 +99,7 @@ def test_the_estimate_differs_from_one_table_of_all_rows(estimand: Estimand) -> 
     # two estimates of one effect: apart by chance, no more than a small part of their error, and on no side
     assert np.quantile(np.abs(apart), 0.95) < 0.3
     assert math.sqrt(np.mean(np.square(apart))) < 0.2
+    assert max(map(abs, apart)) < 4 * 0.2
     assert abs(np.mean(apart)) < 4 * 0.2 / math.sqrt(len(apart))
 
 
