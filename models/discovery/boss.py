@@ -166,10 +166,8 @@ def _starts(names: Sequence[str], knowledge: Knowledge, generator: torch.Generat
 
 def _climb(search: _Search, start: Order) -> tuple[Order, float]:
     """Move each variable to its best place, over and over, until no move raises the score."""
-    order, improved = start, True
-    before = accumulate((1 << i for i in order), int.__or__, initial=0)
-    placed = {i: search.project(i, mask) for i, mask in zip(order, before, strict=False)}
-    score = sum(placed[i].score for i in order)
+    order, placed, improved = start, _placed(search, start), True
+    score = sum(one.score for one in placed.values())
     while improved:
         improved = False
         for j in start:
@@ -177,6 +175,11 @@ def _climb(search: _Search, start: Order) -> tuple[Order, float]:
             if value > score + NEAR:
                 order, score, placed, improved = moved, value, following, True
     return order, score
+
+
+def _placed(search: _Search, order: Order) -> dict[int, _Placed]:
+    before = accumulate((1 << i for i in order), int.__or__, initial=0)
+    return {i: search.project(i, mask) for i, mask in zip(order, before, strict=False)}
 
 
 def _best_move(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations, islice, repeat
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from causaldao.models.discovery.blocks import BlockTests, Whitened
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR
 from causaldao.models.discovery.gsquare import g_square, noisy_square, normal_score
-from causaldao.models.discovery.tables import Floats, Tables
+from causaldao.models.discovery.tables import Floats, Tables, refuse_unusable
 from causaldao.models.graph import Pair
 
 _CHUNK = 1 << 17
@@ -96,11 +96,12 @@ class Oracle:
             counts, largest = CountTests.of(evidence), min(len(names), evidence.most) - 2
             return cls(names, counts.run, float(norm.isf(alpha / 2)), largest, notes=counts.notes)
         largest = min(len(names) - 2, math.ceil(evidence.count) - 4)
+        notes = partial(_few, evidence.count, largest) if largest < len(names) - 2 else tuple
         chosen = evidence.select(names)
         if evidence.blocks:
-            return cls(names, _blocks(chosen), float(norm.isf(alpha / 2)), largest)
+            return cls(names, _blocks(chosen), float(norm.isf(alpha / 2)), largest, notes=notes)
         tests = PartialCorrelations.of(chosen)
-        return cls(names, tests.run, float(norm.isf(alpha / 2)), largest, tests.checked)
+        return cls(names, tests.run, float(norm.isf(alpha / 2)), largest, tests.checked, notes)
 
     def telling(self, blocks: Iterable[Integers], level: int) -> Iterator[Answer]:
         """The answers that separate their pair or are nearly on the line, to questions given as positions (a, b, S)
@@ -119,6 +120,13 @@ class Oracle:
             sets = zip(*columns, strict=True) if level else repeat(())  # a list for each row would be one too many
             for a, b, given, statistic in zip(first, second, sets, statistics[told].tolist(), strict=False):
                 yield Answer((names[a], names[b]), tuple([names[c] for c in given]) if level else (), statistic)
+
+
+def _few(count: float, largest: int) -> tuple[str, ...]:
+    return (
+        f"no set of more than {largest} variables was tested, for there are {count:.4g} records: edges may stand that "
+        "larger sets would separate, and few true ones can be seen",
+    )
 
 
 @dataclass(frozen=True)
@@ -422,7 +430,7 @@ class CountTests:
 
     @classmethod
     def of(cls, tables: Tables) -> CountTests:
-        """Raises DataError for a variable of which fewer than two levels can be seen."""
+        """Raises DataError for a variable of which fewer than two levels can be seen, and as `refuse_unusable`."""
         for name in tables.names:
             seen = tables.table([name]) > 3 * tables.noise([name])
             if np.count_nonzero(seen) < 2:
@@ -430,6 +438,7 @@ class CountTests:
                     f"Variable {name!r} has {np.count_nonzero(seen)} levels that occur in the tables: it is constant "
                     "or drowned in noise. Drop it, or use more records or a larger epsilon."
                 )
+        refuse_unusable(tables)
         sizes = dict(zip(tables.names, tables.levels, strict=True))
         return cls(tables, sizes, any(tables.noise([name]) for name in tables.names))
 

@@ -26,7 +26,7 @@ from scipy.special import gammaln, xlogy
 
 from causaldao.errors import DataError, MisuseError
 from causaldao.models.discovery.score import Order, allowed_masks, members_of
-from causaldao.models.discovery.tables import Floats, Tables
+from causaldao.models.discovery.tables import Floats, Tables, refuse_unusable
 from causaldao.models.knowledge import Knowledge
 
 Kind = Literal["bdeu", "bic"]
@@ -58,7 +58,7 @@ class TableScore:
 
         Raises:
             MisuseError: no such score, or a weight that is not positive.
-            DataError: noisy tables, or no records.
+            DataError: noisy tables, and as `refuse_unusable`.
         """
         if kind not in ("bdeu", "bic"):
             raise MisuseError(f"There is no score {kind!r} of tables. The scores are bdeu and bic.")
@@ -72,6 +72,7 @@ class TableScore:
                 f"{method} scores exact counts, and the cells of these tables have noise of {noise:.4g}, which a score "
                 "cannot tell from dependence. Take pc, fci or rfci, whose tests count the noise."
             )
+        refuse_unusable(tables)
         names = tuple(sorted(tables.names))
         edge = math.log(max(1, len(names) - 1)) if kind == "bdeu" else 0.0
         return TableScore(names, tables, kind, weight, edge, *allowed_masks(names, knowledge))
