@@ -158,7 +158,6 @@ class Knowledge:
                 early, late = self.tiers[b], self.tiers[a]
                 yield f"{a} -> {b} is required, but {a} is in tier {late} and {b} in tier {early}"
 
-
     def _against_time(self, required: CausalGraph) -> Iterable[str]:
         """Required paths from a later tier to an earlier one, through variables without a tier."""
         for b in required.nodes:

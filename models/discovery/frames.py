@@ -71,9 +71,7 @@ def _require_columns(frame: pd.DataFrame) -> None:
         raise DataError(f"The table has {len(frame)} rows of {frame.shape[1]} columns: there is nothing to learn from.")
     names = [str(name) for name in frame.columns]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(
-            f"{names.count(twice[0])} columns are named {twice[0]!r}. Give each column a name of its own."
-        )
+        raise DataError(f"{names.count(twice[0])} columns are named {twice[0]!r}. Give each column a name of its own.")
     for name, kind in zip(names, frame.dtypes, strict=True):
         if kind.kind in "cmM":
             raise DataError(
