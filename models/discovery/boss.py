@@ -4,8 +4,9 @@ A search over orders of the variables. Of an order, each variable takes its pare
 growing a set while the score rises and then shrinking it; a grow-shrink tree remembers every set it met. One
 move takes a variable out and puts it where the whole order scores best; moves go on until none helps. Of most
 variables the parents are the same wherever another one stands, and the walk down the tree tells of which: it passed
-over that one nowhere and took it nowhere. So a move asks anew only for the few others. Local optima decide how good the outcome is, so the search starts anew from random orders and keeps the best; all
-starts share the trees. Greedy growth cannot see parents that help together but none of them alone.
+over that one nowhere and took it nowhere. So a move asks anew only for the few others. Local optima decide how good
+the outcome is, so the search starts anew from random orders and keeps the best; all starts share the trees. Greedy
+growth cannot see parents that help together but none of them alone.
 
 The score and its default penalty are those of `score.py`, on tables those of `table_score.py`.
 """

@@ -177,7 +177,7 @@ def from_data(frame: pd.DataFrame, feature_map: FeatureMap) -> Evidence:
 
 
 def _refuse_copies(scaled: Mapping[str, Floats]) -> None:
-    """Two numbers of which one is the other but for its unit: their waves differ, so that no matrix of features tells."""
+    """Two numbers of which one is the other but for its unit: their waves differ, so no matrix of features tells."""
     if len(scaled) < 2:
         return
     values = np.stack([*scaled.values()])
@@ -185,8 +185,8 @@ def _refuse_copies(scaled: Mapping[str, Floats]) -> None:
     if alike.any():
         a, b = (list(scaled)[place] for place in np.argwhere(alike)[0])
         raise DataError(
-            f"The columns {a!r} and {b!r} are one number in two units: beside one of them nothing depends on the other. "
-            "Drop one."
+            f"The columns {a!r} and {b!r} are one number in two units: beside one of them nothing depends on the "
+            "other. Drop one."
         )
 
 

@@ -8,8 +8,8 @@ made into the joint table p that is nearest to them, none of whose cells is nega
     minimise  ½ Σ (margin of p - t)²   over the cells of all tables
 
 which is what estimates a table from Gaussian noise of one scale on all cells (McKenna, Sheldon & Miklau, 2019), by
-exponentiated gradients (Kivinen & Warmuth, 1997) from the uniform table: what m variables do not tell of more is left as
-random as can be. This uses what was released and nothing else, and costs no privacy.
+exponentiated gradients (Kivinen & Warmuth, 1997) from the uniform table: what m variables do not tell of more is left
+as random as can be. This uses what was released and nothing else, and costs no privacy.
 
 Noise that is left moves the cells of a margin by about its own variance where sampling moves them by their count. With
 c cells to an m-way table on average, that is 1 + σ²·c/n of the sampling variance, so the table is worth
@@ -43,8 +43,8 @@ def denoised(tables: SharedTables, method: str) -> SharedTables:
     if cells > MOST_CELLS:
         raise DataError(
             f"{method} scores noisy tables by way of the table of all {len(tables.names)} variables, which has {cells} "
-            f"cells, of at most {MOST_CELLS}. Take pc, fci or rfci, whose tests count the noise in each table, or share "
-            "fewer variables or levels."
+            f"cells, of at most {MOST_CELLS}. Take pc, fci or rfci, whose tests count the noise in each table, or "
+            "share fewer variables or levels."
         )
     worth = effective(tables)
     if worth < LEAST:

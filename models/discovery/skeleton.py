@@ -257,9 +257,10 @@ def _around(
         for side in (part, part[:, ::-1]):
             pools = adjacent[side[:, 0]]
             pools[np.arange(len(side)), side[:, 1]] = False
-            for row, c in np.argwhere(pools) if usable else ():
-                a, b = side[row]
-                pools[row, c] = usable(known[a], known[b], known[c])
+            if usable is not None:
+                for row, c in np.argwhere(pools):
+                    a, b = side[row]
+                    pools[row, c] = usable(known[a], known[b], known[c])
             yield from _of_pools(part, pools, offered, level)
             offered = pools
 

@@ -73,8 +73,8 @@ class TableScore:
         if isinstance(tables, SharedTables) and tables.sigma:
             noisy, tables = tables, denoised(tables, method)
             told = (
-                f"{noisy.count:.6g} records under noise of {noisy.sigma:.4g} were scored as {tables.count:.6g}, and what "
-                f"more than {noisy.m} variables do only together was not seen",
+                f"{noisy.count:.6g} records under noise of {noisy.sigma:.4g} were scored as {tables.count:.6g}, and "
+                f"what more than {noisy.m} variables do only together was not seen",
             )
         refuse_unusable(tables)
         names = tuple(sorted(tables.names))

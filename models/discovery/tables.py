@@ -314,8 +314,8 @@ def refuse_unusable(tables: Tables) -> None:
         partition = first[same].astype(np.int64).tobytes()  # each record as the first of its level
         if (other := told.setdefault(partition, name)) != name:
             raise DataError(
-                f"Variables {other!r} and {name!r} are the same in all {len(codes)} records, but for the names of their "
-                "levels: beside one of them nothing depends on the other. Drop one."
+                f"Variables {other!r} and {name!r} are the same in all {len(codes)} records, but for the names of "
+                "their levels: beside one of them nothing depends on the other. Drop one."
             )
 
 

@@ -17,8 +17,9 @@ widths of the bounds -4 to 4. The settings were looked at on seeds from 100 up, 
 
 Noisy tables: of 6 or 8 variables of 2 or 3 levels in a random order, each pair is an edge with a probability that gives
 two to a variable ("planted") or none ("independent"); each level of a cause draws its effect's probabilities from a
-Dirichlet law of .7, of which a tenth is uniform. Ten sites of as many rows share all their tables of three variables under
-simulated noise of ε = 3 at δ = 1e-5, and the tables are added up. Beside them stands BOSS on all rows in one place.
+Dirichlet law of .7, of which a tenth is uniform. Ten sites of as many rows share all their tables of three variables
+under simulated noise of ε = 3 at δ = 1e-5, and the tables are added up. Beside them stands BOSS on all rows in one
+place.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def measure(
     noisy_seeds: int = 20,
     rows: int = 5000,
 ) -> dict[str, Any]:
-    """Each network over ``seeds`` (``alarm`` over ``large_seeds``), mixed data over ``mixed_seeds`` and noisy tables over
-    ``noisy_seeds``.
+    """Each network over ``seeds`` (``alarm`` over ``large_seeds``), mixed data over ``mixed_seeds`` and noisy tables
+    over ``noisy_seeds``.
 
     Raises:
         MisuseError: pgmpy or causal-learn is not installed.

@@ -116,7 +116,7 @@ def test_knowledge_that_contradicts_itself_is_obeyed_by_half(case: str) -> None:
 
 def test_noise_that_no_data_have_gives_a_graph_with_a_cycle_or_a_traceback() -> None:
     """Correlations that are not positive: a clear error, or a graph that an honest search can end in."""
-    graphs = refused = 0
+    graphs, refused = 0, []
     for seed in range(4):
         rng = np.random.default_rng(seed)
         evidence = noisy(population(np.triu(rng.normal(size=(6, 6)), 1), count=300), 60.0, rng)
@@ -124,12 +124,12 @@ def test_noise_that_no_data_have_gives_a_graph_with_a_cycle_or_a_traceback() -> 
             try:
                 graph = discover(evidence, method)
             except CausalDAOError as error:
-                refused += 1
-                assert any(word in str(error) for word in ("noise", "records")), error
+                refused.append(str(error))
             else:
                 graphs += 1
                 assert set(graph.nodes) == set(evidence.names)
     assert refused
+    assert all("noise" in told or "records" in told for told in refused)
     assert graphs
 
 

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from causaldao.errors import DataError, MisuseError
-from causaldao.models.discovery import discover, search
-from causaldao.models.discovery import noisy_tables
+from causaldao.models.discovery import discover, noisy_tables, search
 from causaldao.models.discovery import tables as tables_module
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.table_score import TableScore
@@ -165,9 +164,9 @@ def test_noisy_tables_that_no_score_can_bear_are_scored_and_the_methods_that_bea
         assert "more than 2 variables do only together was not seen" in search(noisy, method).notes[0]
         with pytest.raises(DataError, match=r"worth .* after their noise of 40.*larger epsilon"):
             discover(drowned, method)
-    monkeypatch.setattr(noisy_tables, "MOST_CELLS", 47)
+    monkeypatch.setattr(noisy_tables, "MOST_CELLS", 35)
     for method in ("ges", "boss"):
-        with pytest.raises(DataError, match=r"has 48 cells, of at most 47.*Take pc, fci or rfci"):
+        with pytest.raises(DataError, match=r"has 36 cells, of at most 35.*Take pc, fci or rfci"):
             discover(noisy, method)
 
 
