@@ -1,11 +1,12 @@
 """Tests of independence between blocks of columns, on the second moments of a feature map.
 
 Each block is first written in principal directions of its own, of unit variance: directions with less than `FINE`
-of a standardised column's variance are left out, and of noisy evidence those with less than `FLOOR` or whose variance is
-below three standard deviations of the noise on it. (Noisy columns are divided by a little more than their standard deviations first, lest
-one that hardly varies lend its noise to all directions.) That does the work of a ridge: Fourier features of one number
-are nearly collinear, and inverting what is left costs neither precision nor much noise. What remains is the matrix K
-of all directions, whose diagonal blocks are identities, and their coefficients T on (1, z), K = T M Tᵀ / n.
+of a standardised column's variance are left out, and of noisy evidence those with less than `FLOOR` or whose variance
+is below three standard deviations of the noise on it. (Noisy columns are divided by a little more than their standard
+deviations first, lest one that hardly varies lend its noise to all directions.) That does the work of a ridge: Fourier
+features of one number are nearly collinear, and inverting what is left costs neither precision nor much noise. What
+remains is the matrix K of all directions, whose diagonal blocks are identities, and their coefficients T on (1, z),
+K = T M Tᵀ / n.
 
 A variable in S is regressed on with all its directions; of a and b only the broad ones are tested, those with `BROAD`
 of their block's variance or as much as an average column. So RCoT (Strobl, Zhang & Visweswaran, 2019) takes 5 features
