@@ -47,6 +47,7 @@ from causaldao.client.privacy.noise import NoiseSource
 from causaldao.errors import MisuseError
 from causaldao.models.discovery import LocalTables, SharedTables, discover
 from causaldao.models.discovery.skeleton import Answer, CountTests, Oracle, stable_skeleton
+from causaldao.models.discovery.tables import NoiseSource as Noise
 from causaldao.models.discovery.tables import sensitivity, share
 from causaldao.models.graph import ARROW, TAIL, CausalGraph, Pair
 from causaldao.models.pattern import cpdag_of, f1, shd
@@ -258,7 +259,7 @@ def _noisy(seeds: int, rows: int) -> dict[str, Any]:
             found: dict[str, list[dict[str, float]]] = {}
             for seed in range(seeds):
                 frame, levels, dag = discrete(seed, d, SITES * rows, degree)
-                shared = shared_tables(frame, levels, scale, seed)
+                shared = shared_tables(frame, levels, scale, partial(_source, seed))
                 runs = {method: discover(shared, method, **options) for method, options in OURS.items()}
                 runs["all rows"] = discover(LocalTables.from_data(frame, levels), "boss")
                 for method, graph in runs.items():
@@ -286,13 +287,20 @@ def discrete(seed: int, d: int, rows: int, degree: float) -> tuple[pd.DataFrame,
     return pd.DataFrame(columns)[sorted(names)], levels, dag
 
 
-def shared_tables(frame: pd.DataFrame, levels: dict[str, int], scale: float, seed: int) -> SharedTables:
-    """The sum of the tables of three variables that as many sites share, each of its part of the rows."""
+def _source(seed: int, site: int) -> NoiseSource:
+    return NoiseSource.simulated(hashlib.sha256(f"{seed} {site}".encode()).digest())
+
+
+def shared_tables(
+    frame: pd.DataFrame, levels: dict[str, int], scale: float, source: Callable[[int], Noise]
+) -> SharedTables:
+    """The sum of the tables of three variables that ten sites share, each of its part of the rows under noise of its
+    own ``source``, whose multiplier is ``scale`` or a little more.
+    """
     sigma = Fraction(math.ceil(scale * sensitivity(frame.shape[1], WAYS)))
     parts = []
     for site in range(SITES):
-        source = NoiseSource.simulated(hashlib.sha256(f"{seed} {site}".encode()).digest())
-        parts.append(share(LocalTables.from_data(frame[site::SITES], levels), WAYS, sigma, source))
+        parts.append(share(LocalTables.from_data(frame[site::SITES], levels), WAYS, sigma, source(site)))
     added = {key: np.sum([part.tables[key] for part in parts], axis=0) for key in parts[0].tables}
     return SharedTables(parts[0].names, parts[0].levels, WAYS, added, float(sigma) * SITES**0.5)
 
