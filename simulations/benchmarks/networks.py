@@ -67,7 +67,7 @@ def measure(
     seeds: int = 5,
     large_seeds: int = 3,
     mixed_seeds: int = 20,
-    noisy_seeds: int = 20,
+    noisy_seeds: int = 10,
     rows: int = 5000,
 ) -> dict[str, Any]:
     """Each network over ``seeds`` (``alarm`` over ``large_seeds``), mixed data over ``mixed_seeds`` and noisy tables
