@@ -44,7 +44,8 @@ class Knowledge:
         problems = [*self._clashes()]
         if problems:
             raise ConfigurationError("The background knowledge contradicts itself:", problems=problems)
-        CausalGraph.dag(self.required)
+        if problems := [*self._against_time(CausalGraph.dag(self.required))]:
+            raise ConfigurationError("The background knowledge contradicts itself:", problems=problems)
 
     def __hash__(self) -> int:
         return hash((self.required, self.forbidden, tuple(sorted(self.tiers.items()))))
@@ -156,6 +157,14 @@ class Knowledge:
             if not self.in_time(a, b):
                 early, late = self.tiers[b], self.tiers[a]
                 yield f"{a} -> {b} is required, but {a} is in tier {late} and {b} in tier {early}"
+
+    def _against_time(self, required: CausalGraph) -> Iterable[str]:
+        """Required paths from a later tier to an earlier one, through variables without a tier."""
+        for b in required.nodes:
+            for a in sorted(required.ancestors(b) - {b}):
+                if not self.in_time(a, b):
+                    early, late = self.tiers[b], self.tiers[a]
+                    yield f"required edges lead from {a} to {b}, but {a} is in tier {late} and {b} in tier {early}"
 
 
 def _arrow(pair: Pair) -> str:

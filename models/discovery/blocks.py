@@ -1,11 +1,12 @@
 """Tests of independence between blocks of columns, on the second moments of a feature map.
 
-Each block is first written in principal directions of its own, of unit variance: directions with less than `FLOOR`
-of a standardised column's variance are left out, and of noisy evidence those whose variance is below three standard
-deviations of the noise on it. (Noisy columns are divided by a little more than their standard deviations first, lest
-one that hardly varies lend its noise to all directions.) That does the work of a ridge: Fourier features of one number
-are nearly collinear, and inverting what is left costs neither precision nor much noise. What remains is the matrix K
-of all directions, whose diagonal blocks are identities, and their coefficients T on (1, z), K = T M Tᵀ / n.
+Each block is first written in principal directions of its own, of unit variance: directions with less than `FINE`
+of a standardised column's variance are left out, and of noisy evidence those with less than `FLOOR` or whose variance
+is below three standard deviations of the noise on it. (Noisy columns are divided by a little more than their standard
+deviations first, lest one that hardly varies lend its noise to all directions.) That does the work of a ridge: Fourier
+features of one number are nearly collinear, and inverting what is left costs neither precision nor much noise. What
+remains is the matrix K of all directions, whose diagonal blocks are identities, and their coefficients T on (1, z),
+K = T M Tᵀ / n.
 
 A variable in S is regressed on with all its directions; of a and b only the broad ones are tested, those with `BROAD`
 of their block's variance or as much as an average column. So RCoT (Strobl, Zhang & Visweswaran, 2019) takes 5 features
@@ -41,6 +42,7 @@ from causaldao.errors import DataError
 from causaldao.models.discovery.evidence import Evidence, Floats
 from causaldao.models.graph import Pair
 
+FINE = 1e-6  # faint directions tell how S curves in its tails: at 1e-3 these curves counted as dependence
 FLOOR = 1e-3
 BROAD = 0.05
 _CLEAR = 3.0
@@ -127,7 +129,7 @@ def _directions(evidence: Evidence, name: str) -> tuple[Tensor, int]:
     values, directions = values.flip(0), vectors.T.flip(0) / deviations
     shift = -directions @ mean
     unclear = _CLEAR * error * (directions.square().sum(dim=1) + shift.square())
-    kept = values > unclear.clamp_min(FLOOR)
+    kept = values > unclear.clamp_min(FLOOR if evidence.noise else FINE)
     if not bool(kept.any()):
         raise DataError(
             f"Variable {name!r} is drowned in the noise of {evidence.noise:.4g} on {evidence.count:.6g} records. Drop "

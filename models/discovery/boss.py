@@ -2,9 +2,11 @@
 
 A search over orders of the variables. Of an order, each variable takes its parents from those before it by
 growing a set while the score rises and then shrinking it; a grow-shrink tree remembers every set it met. One
-move takes a variable out and puts it where the whole order scores best; moves go on until none helps. Local
-optima decide how good the outcome is, so the search starts anew from random orders and keeps the best; all
-starts share the trees. Greedy growth cannot see parents that help together but none of them alone.
+move takes a variable out and puts it where the whole order scores best; moves go on until none helps. Of most
+variables the parents are the same wherever another one stands, and the walk down the tree tells of which: it passed
+over that one nowhere and took it nowhere. So a move asks anew only for the few others. Local optima decide how good
+the outcome is, so the search starts anew from random orders and keeps the best; all starts share the trees. Greedy
+growth cannot see parents that help together but none of them alone.
 
 The score and its default penalty are those of `score.py`, on tables those of `table_score.py`.
 """
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +35,17 @@ from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of
 
 Scored = tuple[float, int]
+
+
+class _Placed(NamedTuple):
+    """A variable among those before it: its score and parents, the set it grew, and what it would have grown by
+    first, had that stood before it.
+    """
+
+    score: float
+    parents: int
+    grown: int
+    missed: int
 
 
 def boss(
@@ -57,7 +71,8 @@ def boss(
         MisuseError: restarts below 1, a penalty or sample size that is not positive, or an option that the score
             does not have.
         DataError: exact evidence whose variables are linearly dependent, evidence worth fewer than 3 records,
-            noise that leaves no residual variance beside the required parents, or tables with noise.
+            noise that leaves no residual variance beside the required parents, or noisy tables that
+            `noisy_tables.denoised` refuses.
         ConfigurationError: the knowledge names unknown variables.
     """
     check_options(penalty, restarts)
@@ -102,34 +117,33 @@ class _Search:
     """The score, whose sets are bit masks of positions in the sorted names, with its grow-shrink trees."""
 
     score: LocalScore
-    trees: defaultdict[int, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(dict))
+    trees: defaultdict[int, dict[int, tuple[list[int], int]]] = field(default_factory=lambda: defaultdict(dict))
     shrunk: defaultdict[int, dict[int, Scored]] = field(default_factory=lambda: defaultdict(dict))
-    projected: defaultdict[int, dict[int, Scored]] = field(default_factory=lambda: defaultdict(dict))
 
-    def project(self, j: int, before: int) -> Scored:
-        """(score, parents) of j by growing and shrinking among the variables ``before`` it."""
-        before &= self.score.allowed[j]
-        known = self.projected[j].get(before)
-        if known is None:
-            known = self.projected[j][before] = self._shrink(j, self._grow(j, before))
-        return known
-
-    def _grow(self, j: int, before: int) -> int:
-        """Walk down the tree of j, each time by the best candidate that stands before it."""
-        tree, parents = self.trees[j], self.score.required[j]
+    def project(self, j: int, before: int) -> _Placed:
+        """The parents of j by growing and shrinking among the variables ``before`` it: walk down the tree of j, each
+        time by the best candidate that stands before it.
+        """
+        tree, grown, missed = self.trees[j], self.score.required[j], 0
         while True:
-            branches = tree.get(parents)
-            if branches is None:
-                branches = tree[parents] = self._branches(j, parents)
-            bit = next((bit for bit in branches if bit & before), 0)
-            if not bit:
-                return parents
-            parents |= bit
+            node = tree.get(grown)
+            if node is None:
+                branches = self._branches(j, grown)
+                node = tree[grown] = branches, sum(branches)
+            branches, every = node
+            if not every & before:
+                return _Placed(*self._shrink(j, grown), grown, missed | every)
+            for bit in branches:
+                if bit & before:
+                    break
+                missed |= bit
+            grown |= bit
 
     def _branches(self, j: int, parents: int) -> list[int]:
         """The candidates that raise the score, best first; those within rounding keep their order."""
         columns, gains = self.score.gains(j, parents, -1)
-        return [1 << columns[i] for i in np.argsort(-gains.round(6), kind="stable") if gains[i] > 0]
+        order = np.argsort(-gains.round(6), kind="stable")
+        return [1 << columns[i] for i in order[gains[order] > 0].tolist()]
 
     def _shrink(self, j: int, grown: int) -> Scored:
         known = self.shrunk[j].get(grown)
@@ -154,33 +168,52 @@ def _starts(names: Sequence[str], knowledge: Knowledge, generator: torch.Generat
 
 def _climb(search: _Search, start: Order) -> tuple[Order, float]:
     """Move each variable to its best place, over and over, until no move raises the score."""
-    order, score, improved = start, _total(search, start), True
+    order, placed, improved = start, _placed(search, start), True
+    score = sum(one.score for one in placed.values())
     while improved:
         improved = False
         for j in start:
-            moved, value = _best_move(search, order, j)
+            moved, value, following = _best_move(search, order, placed, j)
             if value > score + NEAR:
-                order, score, improved = moved, value, True
+                order, score, placed, improved = moved, value, following, True
     return order, score
 
 
-def _total(search: _Search, order: Order) -> float:
+def _placed(search: _Search, order: Order) -> dict[int, _Placed]:
     before = accumulate((1 << i for i in order), int.__or__, initial=0)
-    return sum(search.project(i, mask)[0] for i, mask in zip(order, before, strict=False))
+    return {i: search.project(i, mask) for i, mask in zip(order, before, strict=False)}
 
 
-def _best_move(search: _Search, order: Order, j: int) -> tuple[Order, float]:
-    """(order, score) with j at the first of its best places; the places respect what is required."""
+def _best_move(
+    search: _Search, order: Order, placed: Mapping[int, _Placed], j: int
+) -> tuple[Order, float, dict[int, _Placed]]:
+    """(order, score, all as placed in it) with j at the first of its best places; the places respect what is required.
+
+    ``placed`` holds each variable as it is placed in ``order``.
+    """
+    stood, bit, project = order.index(j), 1 << j, search.project
     rest = [i for i in order if i != j]
     masks = list(accumulate((1 << i for i in rest), int.__or__, initial=0))
-    bit, project = 1 << j, search.project
-    pairs = list(zip(rest, masks, strict=False))
-    head = list(accumulate((project(i, mask)[0] for i, mask in pairs), initial=0.0))
-    tail = list(accumulate((project(i, mask | bit)[0] for i, mask in reversed(pairs)), initial=0.0))[::-1]
+    without = [placed[i] for i in rest]
+    beside = without.copy()
+    for k, (i, now) in enumerate(zip(rest, without, strict=True)):
+        if k < stood and now.missed & bit:
+            beside[k] = project(i, masks[k] | bit)
+        elif k >= stood and now.grown & bit:
+            without[k] = project(i, masks[k])
+    head = list(accumulate((one.score for one in without), initial=0.0))
+    tail = list(accumulate((one.score for one in reversed(beside)), initial=0.0))[::-1]
     places = _places(search, rest, masks, j)
-    totals = [head[k] + tail[k] + project(j, masks[k])[0] for k in places]
-    place = places[next(k for k, total in enumerate(totals) if total >= max(totals) - NEAR)]
-    return [*rest[:place], j, *rest[place:]], totals[place - places[0]]
+    own = [project(j, masks[places[0]])]
+    for k in places[1:]:
+        own.append(project(j, masks[k]) if own[-1].missed >> rest[k - 1] & 1 else own[-1])
+    totals = [head[k] + tail[k] + one.score for k, one in zip(places, own, strict=True)]
+    best = max(totals)
+    chosen = next(k for k, total in enumerate(totals) if total >= best - NEAR)
+    place = places[chosen]
+    following = dict(zip(rest, [*without[:place], *beside[place:]], strict=True))
+    following[j] = own[chosen]
+    return [*rest[:place], j, *rest[place:]], totals[chosen], following
 
 
 def _places(search: _Search, rest: Order, masks: list[int], j: int) -> range:
@@ -195,7 +228,7 @@ def _dag(search: _Search, order: Order, columns: Sequence[str]) -> tuple[CausalG
     near: set[Pair] = set()
     names, before = search.score.names, 0
     for j in order:
-        parents = search.project(j, before)[1]
+        parents = search.project(j, before).parents
         edges += [(names[i], names[j]) for i in members_of(parents)]
         near |= {(min(a, b), max(a, b)) for a, b in _near_ties(search, j, parents, before, names)}
         before |= 1 << j

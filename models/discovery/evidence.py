@@ -461,12 +461,18 @@ def _residual_vectors(moments: Tensor, pair: Tensor, basis: Tensor) -> Tensor | 
 
 def _standardised(frame: pd.DataFrame) -> Evidence:
     names = tuple(str(name) for name in frame.columns)
-    values = np.stack([numbers(frame, name) for name in frame.columns], axis=1)
-    centre, half = values.mean(axis=0), values.std(axis=0)
-    constant = [name for name, sd in zip(names, half, strict=True) if sd == 0]
+    x = np.ones((len(names) + 1, len(frame)))  # a variable's values side by side, and no copy of them all
+    for row, name in zip(x[1:], frame.columns, strict=True):
+        row[:] = numbers(frame, name)
+    z = x[1:]
+    constant = [name for name, row in zip(names, z, strict=True) if row[0] == row[-1] and np.ptp(row) == 0]
     if constant:
         raise DataError(f"Columns {constant} are constant: they carry no evidence. Drop them.")
-    return Evidence(names, moments_of((values - centre) / half), 0.0, torch.from_numpy(centre), torch.from_numpy(half))
+    centre = z.mean(axis=1)
+    z -= centre[:, None]
+    half = np.sqrt(np.einsum("ij,ij->i", z, z) / len(frame))
+    z /= half[:, None]
+    return Evidence(names, torch.from_numpy(x @ x.T), 0.0, torch.from_numpy(centre), torch.from_numpy(half))
 
 
 def numbers(frame: pd.DataFrame, name: str) -> Floats:

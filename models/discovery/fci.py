@@ -99,7 +99,7 @@ def _colliders(marks: Marks, sets: Sets) -> list[Triple]:
 def _sets(found: Skeleton, colliders: str = COLLIDERS[0]) -> dict[Pair, frozenset[str]]:
     """Of each pair the set that separates it, or the union of all that did."""
     if colliders == "unanimous":
-        return {pair: frozenset().union(*sets) for pair, sets in found.sets.items()}
+        return {pair: frozenset().union(*found.sets(pair)) for pair in found.separated}
     return {pair: frozenset(answer.given) for pair, answer in found.separated.items()}
 
 

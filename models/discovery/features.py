@@ -33,6 +33,8 @@ from torch import Tensor
 from causaldao.errors import ConfigurationError, DataError
 from causaldao.models.discovery.evidence import Evidence, Floats, Integers, Variable, numbers, on_lattice
 
+_SAME = 1e-10
+
 Features = Literal["identity", "one-hot", "fourier"]
 _CHANCE = 1e-9  # that noise alone makes evidence look impossible
 _ROUNDING = 1e-9
@@ -241,6 +243,7 @@ def from_data(frame: pd.DataFrame, feature_map: FeatureMap) -> Evidence:
             row has, no more rows than columns of features.
     """
     scaled = {v.name: _standard(frame, v) for v in feature_map.variables if v.kind != "categorical"}
+    _refuse_copies(scaled)
     features = feature_map._encode(frame, scaled)
     n, k = features.shape
     if n <= k + 1:
@@ -255,6 +258,20 @@ def from_data(frame: pd.DataFrame, feature_map: FeatureMap) -> Evidence:
             _require_levels(frame, variable)
     x = np.concatenate([np.ones((n, 1)), features], axis=1)
     return Evidence(feature_map.names, torch.from_numpy(x.T @ x), blocks=feature_map.blocks)
+
+
+def _refuse_copies(scaled: Mapping[str, Floats]) -> None:
+    """Two numbers of which one is the other but for its unit: their waves differ, so no matrix of features tells."""
+    if len(scaled) < 2:
+        return
+    values = np.stack([*scaled.values()])
+    alike = np.triu(np.abs(values @ values.T) / values.shape[1] > 1 - _SAME, k=1)
+    if alike.any():
+        a, b = (list(scaled)[place] for place in np.argwhere(alike)[0])
+        raise DataError(
+            f"The columns {a!r} and {b!r} are one number in two units: beside one of them nothing depends on the "
+            "other. Drop one."
+        )
 
 
 def variables_of(frame: pd.DataFrame) -> tuple[Variable, ...]:

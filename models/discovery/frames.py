@@ -49,7 +49,8 @@ def evidence_of(data: Any, features: str = "identity", **options: Any) -> Any:
 
     Raises:
         MisuseError: no feature map or option of that name, or evidence with another map than the one it was made by.
-        DataError: the map cannot take the table.
+        DataError: the map cannot take the table: one without rows or columns, two columns of one name, or what the map
+            itself refuses.
     """
     if features not in FEATURES:
         raise MisuseError(f"There is no feature map {features!r}. The feature maps are {', '.join(FEATURES)}.")
@@ -57,10 +58,23 @@ def evidence_of(data: Any, features: str = "identity", **options: Any) -> Any:
     if unknown := sorted(set(options) - set(choices)):
         raise MisuseError(f"{features} has no options {unknown}. Its options are {', '.join(choices) or 'none'}.")
     if isinstance(data, pd.DataFrame):
-        columns = list(data.columns)
-        if twice := sorted({str(name) for name in columns if columns.count(name) > 1}):
-            raise DataError(f"The columns {', '.join(twice)} are there more than once: rename all but one of each.")
+        _require_columns(data)
         return FEATURES[features](data, **options)
     if features != "identity":
         raise MisuseError(f"features is {features!r}, but evidence has its feature map already. Give the table.")
     return data
+
+
+def _require_columns(frame: pd.DataFrame) -> None:
+    """What holds for every map: rows, and columns of numbers or levels, each with a name of its own as text."""
+    if not frame.size:
+        raise DataError(f"The table has {len(frame)} rows of {frame.shape[1]} columns: there is nothing to learn from.")
+    names = [str(name) for name in frame.columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{names.count(twice[0])} columns are named {twice[0]!r}. Give each column a name of its own.")
+    for name, kind in zip(names, frame.dtypes, strict=True):
+        if kind.kind in "cmM":
+            raise DataError(
+                f"The column {name!r} is of type {kind}, which is neither a number nor a level: give one number for "
+                "it, such as days since a day, or drop it."
+            )

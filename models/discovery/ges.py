@@ -61,7 +61,8 @@ def ges(
     Raises:
         MisuseError: a penalty or sample size that is not positive, or an option that the score does not have.
         DataError: exact evidence whose variables are linearly dependent, evidence worth fewer than 3 records,
-            noise that leaves no residual variance beside the required parents, or tables with noise.
+            noise that leaves no residual variance beside the required parents, or noisy tables that
+            `noisy_tables.denoised` refuses.
         ConfigurationError: the knowledge names unknown variables.
     """
     knowledge.check(evidence.names)

@@ -108,7 +108,7 @@ def _verdicts(rule: str, oracle: Oracle, found: Skeleton, triples: Iterable[Trip
     asked = list(triples)
     sets: dict[Pair, list[tuple[str, ...]]] = {}
     if rule == "unanimous":
-        sets = found.sets
+        sets = found.several
     elif rule != "stable":
         sets = all_separating_sets(oracle, found, {(a, b) for a, _, b in asked}, usable)
     verdicts: Verdicts = {}

@@ -61,6 +61,7 @@ NO_START = (
     "Require fewer, or use more records."
 )
 _SINGULAR = 1e-10
+_MANY = 40  # members, from which on NumPy lists them sooner
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Order = list[int]
@@ -153,8 +154,10 @@ class Score:
             after = 1 - rows**2 / (diagonal * variance)
             gain = -self.count * np.log(after)
         usable = (diagonal > _SINGULAR) & (after * variance > _SINGULAR) & (variance > _SINGULAR)
-        members, worth = members_of(parents), np.flatnonzero(usable)
-        if worth.size:
+        if not self.noise:
+            gain -= self.cost
+        elif (worth := np.flatnonzero(usable)).size:
+            members = members_of(parents)
             wider = self._weigh(j, [[*members, columns[i]] for i in worth])
             gain[worth] -= self.cost * (wider - self._weigh(j, [members]))
         return columns, np.where(usable, gain, -np.inf)
@@ -164,13 +167,15 @@ class Score:
         members = members_of(parents)
         if not members:
             return [], np.empty(0)
-        inverse = np.linalg.inv(self.correlation[np.ix_(members, members)])
+        inverse = np.linalg.inv(self.correlation[members][:, members])
         weights = inverse @ self.correlation[members, j]
         variance = float(1 - self.correlation[members, j] @ weights)
         if variance <= _SINGULAR:
             return [], np.empty(0)
-        fewer = self._weigh(j, [[m for m in members if m != left_out] for left_out in members])
-        gain = self.cost * (self._weigh(j, [members]) - fewer)
+        gain = np.full(len(members), self.cost)
+        if self.noise:
+            fewer = self._weigh(j, [[m for m in members if m != left_out] for left_out in members])
+            gain = self.cost * (self._weigh(j, [members]) - fewer)
         gain -= self.count * np.log1p(weights**2 / (inverse.diagonal() * variance))
         free = [i for i, member in enumerate(members) if not self.required[j] >> member & 1]
         return [members[i] for i in free], gain[free]
@@ -184,8 +189,9 @@ class Score:
         if not members:
             return 1.0, corr[j, columns], np.ones(len(columns))
         targets = [j, *columns]
-        cross = corr[np.ix_(members, targets)]
-        weights = np.linalg.solve(corr[np.ix_(members, members)], cross)
+        rows = corr[members]
+        cross = rows[:, targets]
+        weights = np.linalg.solve(rows[:, members], cross)
         covariances = corr[j, targets] - cross[:, 0] @ weights
         diagonal = 1 - (cross * weights).sum(axis=0)
         return float(diagonal[0]), covariances[1:], diagonal[1:]
@@ -241,6 +247,9 @@ def mask_of(flags: Iterator[bool]) -> int:
 
 
 def members_of(mask: int) -> Order:
+    if mask.bit_count() > _MANY:
+        octets = np.frombuffer(mask.to_bytes(-(-mask.bit_length() // 8), "little"), dtype=np.uint8)
+        return np.flatnonzero(np.unpackbits(octets, bitorder="little")).tolist()
     members = []
     while mask:
         low = mask & -mask

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import combinations, islice
+from functools import lru_cache, partial
+from itertools import combinations, islice, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +25,13 @@ from causaldao.models.discovery.blocks import BlockTests, Whitened
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR
 from causaldao.models.discovery.gsquare import g_square, noisy_square, normal_score
-from causaldao.models.discovery.tables import Floats, Tables
+from causaldao.models.discovery.tables import Floats, Tables, refuse_unusable
 from causaldao.models.graph import Pair
 
 _CHUNK = 1 << 17
 _SMALL = 1 << 12
 _BLOCK_CHUNK = 1 << 11
+_FLAGS = 1 << 24
 _SINGULAR = 1e-12
 _NO_POWER = math.inf
 _DEPENDENT = "{} are linearly dependent in the evidence, so their partial correlations do not exist. Drop one of them."
@@ -38,6 +39,7 @@ _DEPENDENT = "{} are linearly dependent in the evidence, so their partial correl
 Question = tuple[Pair, tuple[str, ...]]
 Usable = Callable[[str, str, str], bool]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Answer(NamedTuple):
@@ -57,13 +59,6 @@ class Ask(NamedTuple):
     pair: Pair
     pools: Sequence[tuple[Sequence[str], Sequence[Collection[str]]]]
 
-    def questions(self, level: int) -> Iterator[Question]:
-        """The questions whose sets have that size."""
-        for pool, known in self.pools:
-            for given in combinations(pool, level):
-                if not level or not any(set(given).issubset(one) for one in known):
-                    yield self.pair, given
-
 
 @dataclass(frozen=True)
 class Oracle:
@@ -71,8 +66,8 @@ class Oracle:
 
     ``run`` answers questions whose sets all have the size it is given, ``largest`` at most; an answer
     separates its pair if the statistic is at most ``critical``. ``statistics``, if given, does so for many at once:
-    rows of positions (a, b, S) among the names, (B, 2 + |S|), to their statistics, (B,). ``notes`` tells, after a
-    search, what could not be tested.
+    rows of positions (a, b, S) among the names, which are then sorted, (B, 2 + |S|), to their statistics, (B,).
+    ``notes`` tells, after a search, what could not be tested.
     """
 
     names: tuple[str, ...]
@@ -101,54 +96,77 @@ class Oracle:
             counts, largest = CountTests.of(evidence), min(len(names), evidence.most) - 2
             return cls(names, counts.run, float(norm.isf(alpha / 2)), largest, notes=counts.notes)
         largest = min(len(names) - 2, math.ceil(evidence.count) - 4)
+        notes = partial(_few, evidence.count, largest) if largest < len(names) - 2 else tuple
         chosen = evidence.select(names)
         if evidence.blocks:
-            return cls(names, _blocks(chosen), float(norm.isf(alpha / 2)), largest)
+            return cls(names, _blocks(chosen), float(norm.isf(alpha / 2)), largest, notes=notes)
         tests = PartialCorrelations.of(chosen)
-        return cls(names, tests.run, float(norm.isf(alpha / 2)), largest, tests.checked)
+        return cls(names, tests.run, float(norm.isf(alpha / 2)), largest, tests.checked, notes)
 
-    def telling(self, asks: Iterable[Ask], level: int) -> Iterator[Answer]:
-        """The answers, given sets of that size, that separate their pair or are nearly on the line."""
+    def telling(self, blocks: Iterable[Integers], level: int) -> Iterator[Answer]:
+        """The answers that separate their pair or are nearly on the line, to questions given as positions (a, b, S)
+        among the sorted names, in blocks (m, 2 + level).
+        """
+        names = sorted(self.names)
         if self.statistics is None:
-            for answer in self.run((question for ask in asks for question in ask.questions(level)), level):
-                if answer.statistic < self.critical + NEAR:
-                    yield answer
+            rows = (row for block in blocks for row in block.tolist())
+            questions = (((names[a], names[b]), tuple([names[c] for c in given])) for a, b, *given in rows)
+            yield from (one for one in self.run(questions, level) if one.statistic < self.critical + NEAR)
             return
-        names = self.names
-        for rows in _batches(_rows(asks, {name: i for i, name in enumerate(names)}, level)):
-            statistics = self.statistics(torch.from_numpy(rows)).numpy()
+        for batch in _batches(blocks):
+            statistics = self.statistics(torch.from_numpy(batch)).numpy()
             told = np.flatnonzero(statistics < self.critical + NEAR)
-            for places, statistic in zip(rows[told].tolist(), statistics[told].tolist(), strict=True):
-                a, b, *given = [names[i] for i in places]
-                yield Answer((a, b), tuple(given), statistic)
+            first, second, *columns = batch[told].T.tolist()
+            sets = zip(*columns, strict=True) if level else repeat(())  # a list for each row would be one too many
+            for a, b, given, statistic in zip(first, second, sets, statistics[told].tolist(), strict=False):
+                yield Answer((names[a], names[b]), tuple([names[c] for c in given]) if level else (), statistic)
+
+
+def _few(count: float, largest: int) -> tuple[str, ...]:
+    return (
+        f"no set of more than {largest} variables was tested, for there are {count:.4g} records: edges may stand that "
+        "larger sets would separate, and few true ones can be seen",
+    )
 
 
 @dataclass(frozen=True)
 class Skeleton:
     """The pairs still adjacent, the test that separated each other tested pair, the near ties.
 
-    ``sets`` holds of each separated pair every set that did, of those asked about together with the best.
+    ``several`` holds, of each pair that several sets separated of those asked about together, all of these.
     """
 
     pairs: set[Pair]
     separated: dict[Pair, Answer] = field(default_factory=dict)
     near: set[Pair] = field(default_factory=set)
-    sets: dict[Pair, list[tuple[str, ...]]] = field(default_factory=dict)
+    several: dict[Pair, list[tuple[str, ...]]] = field(default_factory=dict)
 
     def test(self, oracle: Oracle, asks: Iterable[Ask], level: int) -> None:
         """Ask all, given sets of that size; a pair that a test separates is taken away, with the test of the least
         statistic.
         """
-        found: dict[Pair, list[Answer]] = {}
-        for answer in oracle.telling(asks, level):
-            if abs(answer.statistic - oracle.critical) < NEAR:
-                self.near.add(answer.pair)
-            if answer.statistic <= oracle.critical:
-                found.setdefault(answer.pair, []).append(answer)
-        for pair, answers in found.items():
-            self.separated[pair] = min(answers, key=_by_dependence) if len(answers) > 1 else answers[0]
-            self.sets[pair] = [answer.given for answer in answers]
-        self.pairs.difference_update(found)
+        self.settle(oracle, _rows(asks, _places(oracle.names), level), level)
+
+    def settle(self, oracle: Oracle, blocks: Iterable[Integers], level: int) -> None:
+        """As `test`, of questions in blocks of positions (`Oracle.telling`)."""
+        best: dict[Pair, Answer] = {}
+        for answer in oracle.telling(blocks, level):
+            pair, given, statistic = answer
+            if abs(statistic - oracle.critical) < NEAR:
+                self.near.add(pair)
+            if statistic > oracle.critical:
+                continue
+            if (other := best.get(pair)) is None:
+                best[pair] = answer
+                continue
+            self.several.setdefault(pair, [other.given]).append(given)
+            best[pair] = min(other, answer, key=_by_dependence)
+        self.separated.update(best)
+        self.pairs.difference_update(best)
+
+    def sets(self, pair: Pair) -> list[tuple[str, ...]]:
+        """Every set that separated the pair, of those asked about together with the best."""
+        return self.several.get(pair) or [self.separated[pair].given]
 
     def around(self, names: Iterable[str]) -> dict[str, list[str]]:
         """The sorted adjacencies of each name."""
@@ -174,11 +192,12 @@ def stable_skeleton(
     """
     found = Skeleton(set(pairs))
     certainly = {pair for pair in found.pairs if certain(*pair)} if certain else set()
-    around = found.around(oracle.names)
+    adjacent = _adjacent(found.pairs, oracle.names)
     for level in range(oracle.largest + 1):
-        found.test(oracle, _asks(sorted(found.pairs - certainly), around, level, usable), level)
-        around = found.around(oracle.names)
-        if all(len(others) <= level + 1 for others in around.values()):
+        asked = found.pairs - certainly if certainly else found.pairs
+        found.settle(oracle, _around(asked, oracle.names, adjacent, level, usable), level)
+        adjacent = _adjacent(found.pairs, oracle.names)
+        if adjacent.sum(axis=1).max(initial=0) <= level + 1:
             break
     return found
 
@@ -189,11 +208,11 @@ def all_separating_sets(
     """Of each of the pairs, which are not adjacent, all sets that separate it among the final adjacencies of one of
     its ends: exponentially many tests in their number. Near ties are added to ``found``.
     """
-    around, listed = found.around(oracle.names), sorted(pairs)
-    sets: dict[Pair, list[tuple[str, ...]]] = {pair: [] for pair in listed}
-    widest = max((len(around[name]) for pair in listed for name in pair), default=-1)
+    around, adjacent = found.around(oracle.names), _adjacent(found.pairs, oracle.names)
+    sets: dict[Pair, list[tuple[str, ...]]] = {pair: [] for pair in sorted(pairs)}
+    widest = max((len(around[name]) for pair in sets for name in pair), default=-1)
     for level in range(min(widest, oracle.largest) + 1):
-        for answer in oracle.telling(_asks(listed, around, level, usable), level):
+        for answer in oracle.telling(_around(sets, oracle.names, adjacent, level, usable), level):
             if abs(answer.statistic - oracle.critical) < NEAR:
                 found.near.add(answer.pair)
             if answer.statistic <= oracle.critical:
@@ -201,36 +220,79 @@ def all_separating_sets(
     return sets
 
 
-def _asks(
-    pairs: Sequence[Pair], around: Mapping[str, Sequence[str]], level: int, usable: Usable | None
-) -> Iterator[Ask]:
-    """Each pair with each set of ``level`` usable adjacencies of one of its ends."""
-    if not level:  # most pairs there ever are, and nothing to choose from
-        nothing = (((), ()),)
-        yield from (Ask(pair, nothing) for pair in pairs)
-        return
-    for a, b in pairs:
-        first = [c for c in around[a] if c != b and (usable is None or usable(a, b, c))]
-        second = [c for c in around[b] if c != a and (usable is None or usable(b, a, c))]
-        yield Ask((a, b), [(first, ()), (second, (frozenset(first),))])
+def _places(names: Iterable[str]) -> dict[str, int]:
+    """The positions of names among them all, sorted."""
+    return {name: i for i, name in enumerate(sorted(names))}
 
 
-def _rows(asks: Iterable[Ask], index: Mapping[str, int], level: int) -> Iterator[Integers]:
+def _adjacent(pairs: Collection[Pair], names: Iterable[str]) -> Flags:
+    """(d, d): which of the sorted names are adjacent."""
+    places = _places(names)
+    adjacent = np.zeros((len(places), len(places)), dtype=np.bool_)
+    a, b = _ends(pairs, places).T
+    adjacent[a, b] = adjacent[b, a] = True
+    return adjacent
+
+
+def _ends(pairs: Collection[Pair], places: Mapping[str, int]) -> Integers:
+    ends = np.fromiter((places[name] for pair in pairs for name in pair), np.int64, 2 * len(pairs))
+    return ends.reshape(-1, 2)
+
+
+def _around(
+    pairs: Collection[Pair], names: Iterable[str], adjacent: Flags, level: int, usable: Usable | None
+) -> Iterator[Integers]:
+    """Each pair with each set of ``level`` usable adjacencies of one of its ends, none twice; as `_rows`, from the
+    (d, d) adjacencies of the sorted names. A list for each pair would cost more than the tests.
+    """
+    places = _places(names)
+    known, ends = list(places), _ends(pairs, places)
+    step = max(1, _FLAGS // max(1, len(known))) if level else _CHUNK
+    for start in range(0, len(ends), step):
+        part = ends[start : start + step]
+        if not level:
+            yield part
+            continue
+        offered = np.zeros((len(part), len(known)), dtype=np.bool_)
+        for side in (part, part[:, ::-1]):
+            pools = adjacent[side[:, 0]]
+            pools[np.arange(len(side)), side[:, 1]] = False
+            if usable is not None:
+                for row, c in np.argwhere(pools):
+                    a, b = side[row]
+                    pools[row, c] = usable(known[a], known[b], known[c])
+            yield from _of_pools(part, pools, offered, level)
+            offered = pools
+
+
+def _of_pools(ends: Integers, pools: Flags, offered: Flags, level: int) -> Iterator[Integers]:
+    """Each pair (m, 2) with each set of ``level`` of its pool (m, d) that is not wholly within what was offered."""
+    sizes = pools.sum(axis=1)
+    for size in np.unique(sizes[sizes >= level]).tolist():
+        which = np.flatnonzero(sizes == size)
+        places = np.nonzero(pools[which])[1].reshape(-1, size)
+        new = ~offered[which[:, None], places]
+        for chosen in _subsets(size, level):
+            step = max(1, _CHUNK // len(chosen))
+            for start in range(0, len(which), step):
+                part = slice(start, start + step)
+                rows = np.empty((len(which[part]), len(chosen), 2 + level), dtype=np.int64)
+                rows[:, :, :2], rows[:, :, 2:] = ends[which[part], None], places[part][:, chosen]
+                yield rows[new[part][:, chosen].any(axis=2)]
+
+
+def _rows(asks: Iterable[Ask], places: Mapping[str, int], level: int) -> Iterator[Integers]:
     """The questions as positions (a, b, S), in blocks (m, 2 + level) of at most `_CHUNK`."""
-    listed = iter(asks)
-    while not level and (block := list(islice(listed, _CHUNK))):
-        yield np.array([(index[a], index[b]) for (a, b), _ in block], dtype=np.int64)
-    for ask in listed:
-        a, b = (index[name] for name in ask.pair)
-        for pool, known in ask.pools:
+    for (a, b), pools in asks:
+        for pool, known in pools:
             if len(pool) < level:
                 continue
-            places = np.array([index[name] for name in pool], dtype=np.int64)
+            members = np.array([places[name] for name in pool], dtype=np.int64)
             new = [np.array([name not in one for name in pool], dtype=np.bool_) for one in known]
             for chosen in _subsets(len(pool), level):
                 kept = chosen[np.logical_and.reduce([one[chosen].any(axis=1) for one in new])] if new else chosen
                 rows = np.empty((len(kept), 2 + level), dtype=np.int64)
-                rows[:, 0], rows[:, 1], rows[:, 2:] = a, b, places[kept]
+                rows[:, 0], rows[:, 1], rows[:, 2:] = places[a], places[b], members[kept]
                 yield rows
 
 
@@ -369,7 +431,7 @@ class CountTests:
 
     @classmethod
     def of(cls, tables: Tables) -> CountTests:
-        """Raises DataError for a variable of which fewer than two levels can be seen."""
+        """Raises DataError for a variable of which fewer than two levels can be seen, and as `refuse_unusable`."""
         for name in tables.names:
             seen = tables.table([name]) > 3 * tables.noise([name])
             if np.count_nonzero(seen) < 2:
@@ -377,6 +439,7 @@ class CountTests:
                     f"Variable {name!r} has {np.count_nonzero(seen)} levels that occur in the tables: it is constant "
                     "or drowned in noise. Drop it, or use more records or a larger epsilon."
                 )
+        refuse_unusable(tables)
         sizes = dict(zip(tables.names, tables.levels, strict=True))
         return cls(tables, sizes, any(tables.noise([name]) for name in tables.names))
 

@@ -10,8 +10,8 @@ on top of a prior over graphs in which every edge counts 1 / (d - 1) with d vari
 and the BIC (Schwarz, 1978) is Σ N_ijk ln(N_ijk / N_ij) - c/2 · ln n · (r - 1)·q, c = 1. Both give equivalent DAGs one
 score. q counts all joint levels of the parents, whether they occur or not.
 
-Tables with noise have no such score: each set of parents is read off another table, whose noise moves the whole
-likelihood and not only what one parent adds, by far more than what decides. Tests bear noise (PC, FCI, RFCI).
+Tables with noise are first made into the one table of all variables that they tell of, worth fewer records
+(`noisy_tables.py`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import gammaln, xlogy
 
-from causaldao.errors import DataError, MisuseError
+from causaldao.errors import MisuseError
+from causaldao.models.discovery.noisy_tables import denoised
 from causaldao.models.discovery.score import Order, allowed_masks, members_of
-from causaldao.models.discovery.tables import Floats, Tables
+from causaldao.models.discovery.tables import Floats, SharedTables, Tables, refuse_unusable
 from causaldao.models.knowledge import Knowledge
 
 Kind = Literal["bdeu", "bic"]
@@ -39,7 +40,8 @@ class TableScore:
     """The score of each variable given any parents; the interface of `score.Score`.
 
     ``weight`` is the equivalent sample size of BDeu, the c of the BIC; ``edge`` what each parent costs beside that.
-    ``skipped`` holds the (variable, parents) whose table could not be made: they are not considered.
+    ``skipped`` holds the (variable, parents) whose table could not be made: they are not considered. ``told`` is what
+    else a result should say of the tables.
     """
 
     names: tuple[str, ...]
@@ -49,6 +51,7 @@ class TableScore:
     edge: float
     allowed: Sequence[int]
     required: Sequence[int]
+    told: tuple[str, ...] = ()
     skipped: set[tuple[int, int]] = field(default_factory=set)
     _known: dict[tuple[int, int], float] = field(default_factory=dict)
 
@@ -58,7 +61,7 @@ class TableScore:
 
         Raises:
             MisuseError: no such score, or a weight that is not positive.
-            DataError: noisy tables, or no records.
+            DataError: as `refuse_unusable`, and for noisy tables as `noisy_tables.denoised`.
         """
         if kind not in ("bdeu", "bic"):
             raise MisuseError(f"There is no score {kind!r} of tables. The scores are bdeu and bic.")
@@ -66,15 +69,17 @@ class TableScore:
         if not 0 < weight < math.inf:
             what = "sample_size" if kind == "bdeu" else "penalty"
             raise MisuseError(f"{what} is {weight}. Give a number > 0, such as 1.")
-        noise = max((tables.noise([name]) for name in tables.names), default=0.0)
-        if noise:
-            raise DataError(
-                f"{method} scores exact counts, and the cells of these tables have noise of {noise:.4g}, which a score "
-                "cannot tell from dependence. Take pc, fci or rfci, whose tests count the noise."
+        told: tuple[str, ...] = ()
+        if isinstance(tables, SharedTables) and tables.sigma:
+            noisy, tables = tables, denoised(tables, method)
+            told = (
+                f"{noisy.count:.6g} records under noise of {noisy.sigma:.4g} were scored as {tables.count:.6g}, and "
+                f"what more than {noisy.m} variables do only together was not seen",
             )
+        refuse_unusable(tables)
         names = tuple(sorted(tables.names))
         edge = math.log(max(1, len(names) - 1)) if kind == "bdeu" else 0.0
-        return TableScore(names, tables, kind, weight, edge, *allowed_masks(names, knowledge))
+        return TableScore(names, tables, kind, weight, edge, *allowed_masks(names, knowledge), told=told)
 
     def of_parents(self, j: int, parents: int) -> float:
         """The score of j with exactly these parents; -inf where their table is too large to count."""
@@ -118,9 +123,10 @@ class TableScore:
     def notes(self) -> tuple[str, ...]:
         """What could not be scored, for the result."""
         if not self.skipped:
-            return ()
+            return self.told
         j, parents = min(self.skipped, key=lambda one: (len(members_of(one[1])), one))
         return (
+            *self.told,
             f"{len(self.skipped)} sets of parents were not considered, for their tables have more variables or cells "
             f"than can be counted, such as {self.names[j]} given {', '.join(self._named(parents))}",
         )

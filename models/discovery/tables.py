@@ -294,6 +294,31 @@ class SharedTables:
         return [(tuple(sorted((*key, *more))), math.prod(self.levels[i] for i in more)) for more in added]
 
 
+def refuse_unusable(tables: Tables) -> None:
+    """Raise DataError for counts of rows that no test or score can be trusted with: a variable with fewer than two
+    records to a level, which tells records apart and so determines whatever there is; two variables that are the
+    same but for the names of their levels, one of which makes the other independent of everything.
+
+    Tables that were shared are taken as they are: rows are needed to see it, and their noise would hide it.
+    """
+    if not isinstance(tables, LocalTables):
+        return
+    told: dict[bytes, str] = {}
+    for name, codes in zip(tables.names, tables.codes, strict=True):
+        _, first, same = np.unique(codes, return_index=True, return_inverse=True)
+        if 2 * len(first) > len(codes):
+            raise DataError(
+                f"Variable {name!r} has {len(first)} levels in {len(codes)} records: with fewer than two records to a "
+                "level it tells records apart and no more. Join levels, take fewer bins, or drop it."
+            )
+        partition = first[same].astype(np.int64).tobytes()  # each record as the first of its level
+        if (other := told.setdefault(partition, name)) != name:
+            raise DataError(
+                f"Variables {other!r} and {name!r} are the same in all {len(codes)} records, but for the names of "
+                "their levels: beside one of them nothing depends on the other. Drop one."
+            )
+
+
 def sensitivity(d: int, m: int) -> float:
     """How far, in Euclidean norm, one record added or removed moves all m-way tables of d variables: sqrt(C(d, m))."""
     _check_ways(d, m)

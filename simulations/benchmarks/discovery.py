@@ -10,7 +10,8 @@ rules: unanimous colliders, which enter by name. Each problem on which they stil
 ``no CPDAG``       causal-learn's graph has a directed cycle, or no DAG with its arrows and no further collider;
 ``no PAG``         its graph has a directed cycle, where ours left an arrow out and says so;
 ``contradiction``  the tests' colliders contradict each other, so no DAG has them all, and both say something else;
-``walk`` ...       its graph is ours once that correction and those before it are made (see `causal_learn`).
+``walk`` ...       its graph is ours, to every mark, once exactly that is corrected, or all of ``walk+still``, where
+                   fewer corrections do not do (see `causal_learn`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from statistics import median
 from typing import Any
 
@@ -124,11 +126,12 @@ def compare_fci(seed: int, weights: str) -> tuple[bool, str]:
     table = problem(seed, weights, latent=True)
     theirs, ours = peer.fci(table, ALPHA), _found("fci", table, colliders="unanimous")
     default = peer.marked(_found("fci", table).graph) == theirs
-    for k in range(len(peer.CORRECTIONS) + 1):
-        corrections = peer.CORRECTIONS[:k]
-        theirs = peer.fci(table, ALPHA, corrections) if k else theirs
-        if peer.marked(ours.graph) == theirs:
-            return default, corrections[-1] if k else ""
+    if peer.marked(ours.graph) == theirs:
+        return default, ""
+    for size in range(1, len(peer.CORRECTIONS) + 1):
+        for corrections in combinations(peer.CORRECTIONS, size):
+            if peer.marked(ours.graph) == peer.fci(table, ALPHA, corrections):
+                return default, "+".join(corrections)
     return default, "no PAG" if ours.conflicts and not _acyclic(theirs, list(table.columns)) else "unexplained"
 
 

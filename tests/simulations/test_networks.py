@@ -25,7 +25,7 @@ def _small(name: str, seed: int, count: int) -> tuple[pd.DataFrame, dict[str, in
 
 def test_the_benchmark_reads_another_graph_than_the_peer_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "sampled", _small)
-    found = run("networks", networks=("asia",), seeds=1, mixed_seeds=0, rows=1500)["networks"]["asia"]
+    found = run("networks", networks=("asia",), seeds=1, mixed_seeds=0, noisy_seeds=0, rows=1500)["networks"]["asia"]
     methods: dict[str, Any] = found["methods"]
     assert set(methods) == {"pc", "ges", "boss", "causal-learn pc", "causal-learn ges"}
     assert all(len(one["seeds"]) == 1 for one in methods.values())
@@ -39,7 +39,7 @@ def test_the_benchmark_reads_another_graph_than_the_peer_found(monkeypatch: pyte
 
 
 def test_mixed_data_lose_their_causes_in_bins() -> None:
-    found = run("networks", networks=(), mixed_seeds=2)["mixed"]
+    found = run("networks", networks=(), mixed_seeds=2, noisy_seeds=0)["mixed"]
     assert set(found) == {f"{method} {cut}" for method in ("pc", "ges", "boss") for cut in ("quantiles", "public")}
     assert min(one["skeleton_f1"] for one in found.values()) > 0.85
 

@@ -8,7 +8,7 @@ import torch
 
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.models.discovery import discover
-from causaldao.models.discovery.boss import _Search, _total, boss
+from causaldao.models.discovery.boss import _placed, _Search, boss
 from causaldao.models.discovery.evidence import Evidence, partial
 from causaldao.models.discovery.score import PENALTY, Score
 from causaldao.models.graph import CausalGraph
@@ -60,7 +60,8 @@ def test_the_best_of_all_orders_is_hardly_ever_missed_and_its_score_is_the_bic()
         rng = np.random.default_rng(seed)
         evidence = Evidence.from_data(sample(rng, weights(rng, 5, 3, low=0.1, high=0.6), 120))
         search = _Search(Score.of(evidence, PENALTY, NONE, "BOSS"))
-        best = max(_total(search, list(order)) for order in permutations(range(5)))
+        orders = [_placed(search, list(order)).values() for order in permutations(range(5))]
+        best = max(sum(one.score for one in placed) for placed in orders)
         found = extension(boss(evidence).graph)
         assert found is not None
         score = _bic(evidence, found, 2.0)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from causaldao.errors import DataError, MisuseError
-from causaldao.models.discovery import discover, search
+from causaldao.models.discovery import discover, noisy_tables, search
 from causaldao.models.discovery import tables as tables_module
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.table_score import TableScore
@@ -154,10 +154,19 @@ def test_a_set_of_parents_with_too_many_cells_is_not_considered(monkeypatch: pyt
     assert "a given b, c" in score.notes()[0]
 
 
-def test_noisy_tables_have_no_score_and_the_methods_that_bear_them_are_named() -> None:
+def test_noisy_tables_that_no_score_can_bear_are_scored_and_the_methods_that_bear_them_not_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     noisy = share(LocalTables.from_data(_frame(0, 3000)), 2, sigma=2, noise=Source(0))
+    drowned = share(LocalTables.from_data(_frame(0, 100)), 2, sigma=40, noise=Source(1))
     for method in ("ges", "boss"):
-        with pytest.raises(DataError, match=r"noise of .*Take pc, fci or rfci"):
+        assert "2998.05 records under noise of 2 were scored as 2973.59" in search(noisy, method).notes[0]
+        assert "more than 2 variables do only together was not seen" in search(noisy, method).notes[0]
+        with pytest.raises(DataError, match=r"worth .* after their noise of 40.*larger epsilon"):
+            discover(drowned, method)
+    monkeypatch.setattr(noisy_tables, "MOST_CELLS", 35)
+    for method in ("ges", "boss"):
+        with pytest.raises(DataError, match=r"has 36 cells, of at most 35.*Take pc, fci or rfci"):
             discover(noisy, method)
 
 
