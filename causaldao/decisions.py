@@ -153,6 +153,7 @@ def decide_proposal(study: Study, pooled: Pool) -> Proposal:
     options: dict[str, dict[str, Any]] = {
         "boss": {"restarts": spec.restarts, "penalty": study.penalty},
         "ges": {"penalty": study.penalty},
+        "moment-fit": {"restarts": spec.restarts, "penalty": study.penalty},
         "pc": {"alpha": spec.alpha},
     }
     return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), clip=clip, **options[spec.method])

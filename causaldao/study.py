@@ -20,6 +20,7 @@ from causaldao.errors import CausalDAOError, ConfigurationError, MisuseError
 from causaldao.models.discovery.block_score import BLOCK_PENALTY
 from causaldao.models.discovery.evidence import Dictionary, FeatureRows, Variable
 from causaldao.models.discovery.features import FeatureMap
+from causaldao.models.discovery.moment_fit import PENALTY as MOMENT_PENALTY
 from causaldao.models.discovery.score import PENALTY
 from causaldao.models.knowledge import Knowledge
 from causaldao.optimisers import FedAdam, FedAvg, FedAvgM, build
@@ -84,7 +85,7 @@ class DiscoverySpec(_Table):
 
     evidence: Literal["shared"] = "shared"
     features: Literal["identity", "one-hot", "fourier"] = "identity"
-    method: Literal["boss", "pc", "ges"] = "boss"
+    method: Literal["boss", "pc", "ges", "moment-fit"] = "boss"
     clip: Annotated[float, Field(gt=1)] | None = None
     lattice: Annotated[int, Field(ge=16, le=65536)] = 1024
     restarts: Annotated[int, Field(ge=1, le=1000)] = 12
@@ -302,9 +303,11 @@ class Study(_Table):
 
     @property
     def penalty(self) -> float:
-        """The price of a parent for boss and ges: as given, or the default for the evidence there is."""
+        """The price of a parent for boss, ges and moment-fit: as given, or the default for the method and evidence."""
         if self.discovery.penalty is not None:
             return self.discovery.penalty
+        if self.discovery.method == "moment-fit":
+            return MOMENT_PENALTY
         return BLOCK_PENALTY if any(size > 1 for size in self.encoding.blocks) else PENALTY
 
     @cached_property
@@ -412,6 +415,11 @@ def _feature_faults(study: Study) -> list[str]:
         faults.append(
             f"effects: {asked} are categorical, and an effect is that of one number on another: declare the level in "
             "question as a binary variable (a categorical one may be adjusted for)"
+        )
+    if spec.method == "moment-fit" and spec.features != "identity":
+        faults.append(
+            f"discovery.method 'moment-fit' fits one number for each variable, and features is {spec.features!r}: take "
+            "boss, ges or pc"
         )
     given = [name for name in _WAVED if getattr(spec, name) is not None]
     if given and spec.features != "fourier":

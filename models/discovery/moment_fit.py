@@ -18,7 +18,7 @@ change F is read off the derivatives at the fit (Wald and score tests), and only
 helps, another DAG of the class is tried, and after that a few random moves (iterated local search).
 
 What it takes from the data are numbers that a rounding may tip, so another machine may end in another optimum; there
-are no near ties in the result to tell of it.
+are no near ties in the result to tell of it. `rated` tells whether a graph that another machine found is as good.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of, extension
 
 PENALTY = 1.5
+ALIKE = 0.1  # scores as near as that are one: fits end within less
 _FLOOR = 0.02  # of the mean eigenvalue: what noise left of a direction is taken for this much at least
 _STARTS = 1  # orders of boss: the moves mend what more would
 _STEPS, _TRIES, _SETTLED = 12, 5, 0.03  # of a fit; F matters to about a tenth of a penalty
@@ -87,6 +88,21 @@ def moment_fit(
         best = search.run(np.array([[(a, b) in start.directed for b in names] for a in names]), restarts)
     edges = [(names[i], names[j]) for i, j in np.argwhere(best)]
     return Discovery(knowledge.orient(cpdag_of(CausalGraph.dag(edges, evidence.names))))
+
+
+def rated(evidence: Evidence, pattern: CausalGraph, penalty: float = PENALTY, knowledge: Knowledge = NONE) -> float:
+    """The score of a pattern, less being better, to about `ALIKE`; infinite for what knowledge rules out, and for a
+    graph of other variables or without a DAG in its class."""
+    chosen, dag = evidence.select(sorted(evidence.names)), extension(pattern)
+    if dag is None or set(dag.nodes) != set(chosen.names):
+        return math.inf
+    edges = np.array([[(a, b) in dag.directed for b in chosen.names] for a in chosen.names])
+    allowed, required = _masks(chosen.names, knowledge)
+    if (edges & ~allowed).any() or (required & ~edges).any():
+        return math.inf
+    with np.errstate(all="ignore"):
+        fitted = _Moments.of(chosen).fit(edges)
+    return fitted.loss + penalty * math.log(chosen.n_eff) * float(edges.sum())
 
 
 def _masks(names: tuple[str, ...], knowledge: Knowledge) -> tuple[Edges, Edges]:

@@ -14,11 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from causaldao.audit import Audit, audit
-from causaldao.ballots import Ballot, Proposal
+from causaldao.ballots import Ballot, Proposal, marks_of
 from causaldao.cli import audit_app
-from causaldao.decisions import decide_adoption
+from causaldao.decisions import decide_adoption, decide_proposal
 from causaldao.errors import Finding, LedgerError, MisuseError
 from causaldao.ledger.verify import Policy, verify
+from causaldao.models.graph import CausalGraph
+from causaldao.models.pattern import cpdag_of, extension
+from causaldao.pool import Pool
 from causaldao.signing import SigningKey, canonical, peek, seal, sha256
 from causaldao.simulations.federation import Setting, simulate
 from causaldao.study import Study
@@ -841,3 +844,46 @@ def test_an_erased_payload_passes_as_checked_or_as_a_fault(case: Case, kind: str
         _weights(_records(document))
 
     assert any("weights" in str(fault) for fault in audit(verify(case.rewritten(lie), case.policy)).faults)
+
+
+def _searched(out: Path, patch: pytest.MonkeyPatch, edges: int | None = None) -> Case:
+    """A study by moment-fit; with ``edges``, whose coordinator proposes no more than these of the edges found."""
+    asked = study(study={"name": "searched"}, discovery={"method": "moment-fit", "restarts": 2}, training={"rounds": 0})
+
+    def proposed(study: Study, pooled: Pool) -> Proposal:
+        found = decide_proposal(study, pooled)
+        return found if edges is None else _cut(found, pooled, edges)
+
+    patch.setattr("causaldao.server.coordinator.decide_proposal", proposed)
+    return _simulated(out, asked)
+
+
+def _cut(found: Proposal, pooled: Pool, edges: int) -> Proposal:
+    dag = extension(found.pattern)
+    assert dag is not None
+    fewer = cpdag_of(CausalGraph.dag(sorted(dag.directed)[:edges], dag.nodes))
+    return replace(found, pattern=fewer, marks=marks_of(fewer, pooled.evidence))
+
+
+def test_a_graph_that_another_machines_search_found_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a search whose end may hang on rounding: as good a graph is taken as recorded, and that is said."""
+    case = _searched(tmp_path / "run", monkeypatch)
+    found = audit(verify(case.bundle, case.policy))
+    assert ([str(fault) for fault in found.faults], found.unchecked) == ([], [])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "causaldao.audit.graph.decide_proposal",
+            lambda asked, pooled: _cut(decide_proposal(asked, pooled), pooled, 1),
+        )
+        elsewhere = audit(verify(case.bundle, case.policy))
+    assert [str(fault) for fault in elsewhere.faults] == []
+    assert any("the search ended elsewhere here" in what for what in elsewhere.unchecked)
+
+
+def test_a_worse_graph_than_the_search_finds_is_taken_as_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = _searched(tmp_path / "run", monkeypatch, edges=1)
+    found = audit(verify(case.bundle, case.policy))
+    assert any("the proposal does not follow from the pool" in str(fault) for fault in found.faults)
+    assert found.unchecked == []

@@ -9,9 +9,19 @@ import torch
 from causaldao.errors import MisuseError
 from causaldao.models.discovery.boss import boss
 from causaldao.models.discovery.evidence import Evidence
-from causaldao.models.discovery.moment_fit import Edges, Floats, _Moments, _reach, _Search, moment_fit
+from causaldao.models.discovery.moment_fit import (
+    ALIKE,
+    Edges,
+    Floats,
+    _Moments,
+    _reach,
+    _Search,
+    moment_fit,
+    rated,
+)
+from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import Knowledge
-from causaldao.models.pattern import cpdag_of, shd
+from causaldao.models.pattern import cpdag_of, extension, extensions, shd
 from tests.counts import count
 from tests.models.random_models import dag_of, names, noisy, population, sample, weights
 
@@ -154,3 +164,23 @@ def test_blocks_and_slips_are_taken() -> None:
     for options in ({"restarts": 0}, {"penalty": 0.0}):
         with pytest.raises(MisuseError, match="restarts is"):
             moment_fit(Evidence.from_data(frame), **options)
+
+
+def test_a_graph_is_rated_by_other_than_its_class_and_knowledge() -> None:
+    rng = np.random.default_rng(8)
+    matrix = weights(rng, 6, DENSE, 0.4, 0.9)
+    evidence, truth = _noisy(rng, matrix, 20_000, 20.0), cpdag_of(dag_of(matrix))
+    found = moment_fit(evidence).graph
+    best = rated(evidence, found)
+    for member in extensions(found, 20):
+        assert rated(evidence, member) == pytest.approx(best, abs=ALIKE)
+    assert best <= rated(evidence, truth) + ALIKE
+    dag = extension(found)
+    assert dag is not None
+    for edge in dag.directed:
+        fewer = CausalGraph.dag(sorted(set(dag.directed) - {edge}), dag.nodes)
+        assert rated(evidence, fewer) > best + ALIKE
+    (cause, effect), other = next(iter(sorted(dag.directed))), CausalGraph.dag([], names(3))
+    assert rated(evidence, dag, knowledge=Knowledge(forbidden=frozenset({(cause, effect)}))) == np.inf
+    assert rated(evidence, CausalGraph.dag([], dag.nodes), knowledge=Knowledge(frozenset({(cause, effect)}))) == np.inf
+    assert rated(evidence, other) == np.inf
