@@ -215,9 +215,11 @@ def summary(sums: Sequence[float] | Integers, member: Nuisances, sigma: float) -
     total, squares, beyond = values / (LATTICE * np.array(_PARTS))
     count, d, b, noise = member.count, member.denominator, member.clip, sigma / LATTICE
     room = count + 6 * (member.count_noise + 2 * noise) + 1
-    if abs(total) > room or not -6 * noise / _PARTS[1] - 1 <= squares <= room + 6 * noise / _PARTS[1]:
+    slack = [6 * noise / part + 1 for part in _PARTS]
+    if abs(total) > room or not (-slack[1] <= squares <= room + slack[1] and -slack[2] <= beyond <= room + slack[2]):
         raise DataError(
-            f"The summary adds up to {total:.4g} with squares {squares:.4g}: {count:.4g} records in [-1, 1] cannot."
+            f"The summary adds up to {total:.4g} with squares {squares:.4g}, {beyond:.4g} of them clipped: "
+            f"{count:.4g} records in [-1, 1] cannot."
         )
     step = b * total / d
     variance = (b * count / d) ** 2 * (squares / count - (total / count) ** 2)

@@ -215,7 +215,8 @@ def test_a_treatment_that_never_varies() -> None:
 
 
 @pytest.mark.parametrize("sums", [
-    [1e30, 0, 0], [math.nan, 0, 0], [math.inf, 0, 0], [0, 1e30, 0], [0, -1e9, 0], [0, 0], [0, 0, 0, 0],
+    [1e30, 0, 0], [math.nan, 0, 0], [math.inf, 0, 0], [0, 1e30, 0], [0, -1e9, 0], [0, 0, 1e30], [0, 0, -1e9], [0, 0],
+    [0, 0, 0, 0],
 ])  # fmt: skip
 def test_sums_that_no_records_add_up_to(sums: list[float]) -> None:
     member = shared(sites(np.random.default_rng(10), rows=(50, 90)).tables)[0]["site-0"]
