@@ -317,6 +317,8 @@ def test_the_worked_example_of_the_docs_is_another_study_than_they_say() -> None
     (example,) = re.findall(r"`early-walking\.toml`:\n\n```toml\n(.*?)```", text, re.DOTALL)
     (shown,) = re.findall(r"early-walking: valid\n  hash ([0-9a-f]{64})\n", text)
     assert Study.from_toml(example).hash == shown
-    approved = re.findall(r"(?:early-walking \(|pending +)([0-9a-f]{12,64})", (docs / "institution.md").read_text("utf-8"))
+    approved = re.findall(
+        r"(?:early-walking \(|pending +)([0-9a-f]{12,64})", (docs / "institution.md").read_text("utf-8")
+    )
     assert len(approved) == 3
     assert all(shown.startswith(name) for name in approved)
