@@ -130,12 +130,12 @@ def figures(found: Sequence[Nuisances | None]) -> list[list[float]]:
     ]  # fmt: skip
 
 
-def base_of(study: Study, asked: Sequence[Asked], digests: Mapping[str, str]) -> str:
-    """SHA-256 of all that the functions are made of: the study, what is asked, and each member's evidence by the digest
-    that it signed. A reply names it, so that it answers this question and no other; unlike the functions themselves it
-    has no rounding."""
+def base_of(study: Study, asked: Sequence[Asked], digests: Mapping[str, str], members: int) -> str:
+    """SHA-256 of all that the functions are made of: the study, what is asked, each member's evidence by the digest
+    that it signed, and of how many members these are, which says how many liars the pool may leave out. A reply names
+    it, so that it answers this question and no other; unlike the functions themselves it has no rounding."""
     told = [None if one.target is None else asdict(one.target) for one in asked]
-    return sha256(canonical(["effects", study.hash, told, dict(digests)]))
+    return sha256(canonical(["effects", study.hash, told, dict(digests), members]))
 
 
 def estimate(study: Study, asked: Sequence[Asked], found: Sequence[Functions], sums: Sums) -> list[dict[str, Any]]:

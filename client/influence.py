@@ -59,7 +59,7 @@ def asked(
         raise RefusedError(
             "The functions under which this node's records are to be read do not follow from the members' evidence."
         )
-    return found, estimates.base_of(study, targets, digests)
+    return found, estimates.base_of(study, targets, digests, len(body["members"]))
 
 
 def released(

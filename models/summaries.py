@@ -175,7 +175,7 @@ def exact_sums(frame: pd.DataFrame, dictionary: Dictionary, member: Nuisances) -
 
 
 def influence_values(frame: pd.DataFrame, dictionary: Dictionary, member: Nuisances) -> Floats:
-    """(n,) v of each record, in natural units, before it is clipped."""
+    """(n,) v of each record, in natural units, before it is clipped: to the last bit the same beside other records."""
     target = member.target
     names = [*target.covariates, target.treatment, target.outcome]
     if unknown := [name for name in names if name not in dictionary.names]:
@@ -184,15 +184,24 @@ def influence_values(frame: pd.DataFrame, dictionary: Dictionary, member: Nuisan
         )
     x = dictionary.encode(frame[list(dictionary.names)])[:, [dictionary.names.index(name) for name in names]]
     centred = x - member.mean
-    z, rest = centred[:, :-2], centred[:, -1] - centred[:, :-1] @ member.slopes
+    rest, scored = centred[:, -1] - _along(centred[:, :-1], member.slopes), _along(centred[:, :-2], member.score)
     if target.estimand == "plm":
-        return np.asarray(member.unit * (centred[:, -2] - z @ member.score) * rest)
+        return np.asarray(member.unit * (centred[:, -2] - scored) * rest)
     p, treated = target.overlap, (x[:, -2] > 0).astype(np.float64)
-    e = np.clip(1 / (1 + np.exp(-np.clip(member.intercept + z @ member.score, -30, 30))), p, 1 - p)
+    e = np.clip(1 / (1 + np.exp(-np.clip(member.intercept + scored, -30, 30))), p, 1 - p)
     weight = (
         treated - (1 - treated) * e / (1 - e) if target.estimand == "att" else treated / e - (1 - treated) / (1 - e)
     )
     return np.asarray(member.unit * weight * rest)
+
+
+def _along(columns: Floats, weights: Floats) -> Floats:
+    """(n,) columns @ weights, one column after the other. A matrix product rounds a row otherwise at another place of
+    the table, so that a record that comes or goes would also move what others count as."""
+    total = np.zeros(len(columns))
+    for column, weight in zip(columns.T, weights, strict=True):
+        total += column * weight
+    return total
 
 
 def summary(sums: Sequence[float] | Integers, member: Nuisances, sigma: float) -> Summary:
@@ -206,9 +215,11 @@ def summary(sums: Sequence[float] | Integers, member: Nuisances, sigma: float) -
     total, squares, beyond = values / (LATTICE * np.array(_PARTS))
     count, d, b, noise = member.count, member.denominator, member.clip, sigma / LATTICE
     room = count + 6 * (member.count_noise + 2 * noise) + 1
-    if abs(total) > room or not -6 * noise / _PARTS[1] - 1 <= squares <= room + 6 * noise / _PARTS[1]:
+    slack = [6 * noise / part + 1 for part in _PARTS]
+    if abs(total) > room or not (-slack[1] <= squares <= room + slack[1] and -slack[2] <= beyond <= room + slack[2]):
         raise DataError(
-            f"The summary adds up to {total:.4g} with squares {squares:.4g}: {count:.4g} records in [-1, 1] cannot."
+            f"The summary adds up to {total:.4g} with squares {squares:.4g}, {beyond:.4g} of them clipped: "
+            f"{count:.4g} records in [-1, 1] cannot."
         )
     step = b * total / d
     variance = (b * count / d) ** 2 * (squares / count - (total / count) ** 2)

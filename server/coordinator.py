@@ -245,9 +245,8 @@ class Coordinator:
         pattern, dag = (CausalGraph.from_json(self.state.consensus[name]) for name in ("pattern", "dag"))
         asked = estimates.targets(study, pattern, dag)
         found = estimates.functions(study, asked, self._book.evidence(), self.state.pool["weights"])
-        base = estimates.base_of(
-            study, asked, {name: peek(said.encode()).digest for name, (said, _) in evidence.items()}
-        )
+        digests = {name: peek(said.encode()).digest for name, (said, _) in evidence.items()}
+        base = estimates.base_of(study, asked, digests, len(self.roster.members))
         names, accepted = estimates.respondents(found), dict[str, Accepted]()
         entries: list[Entry] = []
         if names:

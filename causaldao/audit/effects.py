@@ -27,7 +27,7 @@ def answers(case: Case, result: Audit) -> None:
     digests = {
         str(entry.body["member"]): peek(entry.body["envelope"].encode()).digest for entry in case.lines("evidence")
     }
-    base, names = estimates.base_of(study, asked, digests), estimates.respondents(found)
+    base, names = estimates.base_of(study, asked, digests, len(case.members)), estimates.respondents(found)
     case.last = line.index
     if line.body["base"] != base or list(line.body["asked"]) != list(names):
         result.faults.append(Fault(line.index, "the question or who was asked does not follow from graph and evidence"))

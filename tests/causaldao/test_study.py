@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,17 @@ def test_a_clip_that_shortens_every_record_is_warned_of() -> None:
     (caution,) = cautions(Study.from_mapping(value))
     assert "discovery.clip 1.5 shortens every record" in caution
     assert cautions(Study.from_mapping(_mixed())) == ()
+
+
+def test_the_worked_example_of_the_docs_is_another_study_than_they_say() -> None:
+    """They show the hash that an institution approves; a default that changes shows here."""
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "studies.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"`early-walking\.toml`:\n\n```toml\n(.*?)```", text, re.DOTALL)
+    (shown,) = re.findall(r"early-walking: valid\n  hash ([0-9a-f]{64})\n", text)
+    assert Study.from_toml(example).hash == shown
+    approved = re.findall(
+        r"(?:early-walking \(|pending +)([0-9a-f]{12,64})", (docs / "institution.md").read_text("utf-8")
+    )
+    assert len(approved) == 3
+    assert all(shown.startswith(name) for name in approved)

@@ -131,7 +131,7 @@ def test_the_same_question_is_answered_twice_differently_or_spent_for_twice(tmp_
     assert (said(first).kind, first.tensors["sums"].shape, first.tensors["sums"].dtype) == ("effects", (1, 3), np.int64)
     digests = {name: peek(text.encode()).digest for name, text in asked.body["evidence"].items()}
     targets = estimates.targets(ASKED, DAG, DAG)
-    assert said(first).body == {"base": estimates.base_of(ASKED, targets, digests)}
+    assert said(first).body == {"base": estimates.base_of(ASKED, targets, digests, len(NAMES))}
     rounded = asked.copied()  # as another machine's linear algebra may have it
     rounded.body["functions"]["north"][0][0] *= 1 + 1e-13
     restarted = Node(node.config, node.key, node.folder)
@@ -159,6 +159,17 @@ def test_the_sums_are_of_other_functions_than_the_public_ones(tmp_path: Path) ->
     read = summary(sums[0], one.members["north"], plan(ASKED).effects_sigma)
     assert read.estimate == pytest.approx(-1.0, abs=6 * (read.variance / read.count + read.privacy) ** 0.5)
     assert plan(ASKED).effects_sigma >= 1
+
+
+def test_sums_that_were_made_as_if_of_more_members_pass_for_these(tmp_path: Path) -> None:
+    """With more members that are silent the pool bears fewer liars: other weights, other functions, other sums."""
+    node = entered(tmp_path / "north")
+    asked = question(node)
+    digests = {name: peek(text.encode()).digest for name, text in asked.body["evidence"].items()}
+    true = estimates.base_of(ASKED, estimates.targets(ASKED, DAG, DAG), digests, len(NAMES))
+    asked.body["members"] = [*NAMES, "zed"]
+    reply = said(node.answer(asked.parcel))
+    assert (reply.kind, reply.body["base"] == true) == ("effects", False)
 
 
 def _functions(change: Callable[[list[float]], None]) -> Callable[[Question], None]:
