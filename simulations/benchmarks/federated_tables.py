@@ -44,6 +44,7 @@ def _number(found: Mapping[str, Any] | None) -> str:
 def chart(result: Mapping[str, Any]) -> str:
     """A bar per setting and method, as long as the SHD beyond that of the pooled rows; the same each time."""
     run = [one for one in result["settings"] if "methods" in one]
+    used = [name for name in _COLOURS if any(name in one["methods"] for one in run)]
     parts, y = [], _TOP
     for one in run:
         methods = {name: found for name, found in one["methods"].items() if name in _COLOURS}
@@ -56,7 +57,7 @@ def chart(result: Mapping[str, Any]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDE + 50:.0f} {y + 10:.0f}" role="img">'
         f"<title>Structural Hamming distance beyond that of the pooled rows</title><style>{_STYLE}</style>"
-        f'<rect width="100%" height="100%" fill="#fff"/>\n{_legend(list(_COLOURS))}\n' + "\n".join(parts) + "\n</svg>\n"
+        f'<rect width="100%" height="100%" fill="#fff"/>\n{_legend(used)}\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
 
