@@ -17,7 +17,6 @@ rules: unanimous colliders, which enter by name. Each problem on which they stil
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE
 from causaldao.models.pattern import extension
 from causaldao.simulations.benchmarks import causal_learn as peer
+from causaldao.simulations.benchmarks.memory import most_held
 
 PARTS = ("agreement", "scores", "speed", "growth")
 WEIGHTS = {"strong": (0.5, 1.5), "weak": (0.3, 1.0)}
@@ -272,11 +272,11 @@ def once(method: str, d: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     table = draw(np.random.default_rng(0), d, 2.0, 5000, WEIGHTS["strong"])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = most_held() / 2**20
     began = time.process_time()
     found = _found(method, table)
     seconds = time.process_time() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = most_held() / 2**20
     return {"d": d, "seconds": seconds, "edges": len(found.graph.edges), "before_mib": before, "peak_mib": peak}
 
 

@@ -36,6 +36,7 @@ from causaldao.ledger.merkle import inclusion_proof, leaf_hash, root
 from causaldao.ledger.note import COSIGNER, Checkpoint, Verifier, cosign, proof_text, sign_checkpoint, with_cosignatures
 from causaldao.ledger.verify import Policy, verify_receipt
 from causaldao.signing import SigningKey, VerifyKey, canonical
+from causaldao.simulations.benchmarks.memory import most_held
 
 COSIGNERS = 20
 COMMITS = {1: 60, 32: 15, 256: 4}  # entries a commit: pairs of commits in one repeat
@@ -243,7 +244,7 @@ def _verified(ledger: _Ledger, machine: dict[str, float]) -> dict[str, Any]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             time.sleep(_WATCH)
-            peaks |= {pid: held for pid in descendants(process.pid) if (held := _most_held(pid))}
+            peaks |= {pid: held for pid in descendants(process.pid) if (held := most_held(pid))}
         said, _ = process.communicate()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
@@ -258,15 +259,6 @@ def _verified(ledger: _Ledger, machine: dict[str, float]) -> dict[str, Any]:
         "peak_mib": peaks.get(process.pid, 0) / 2**20,
         "peak_mib_all_processes": sum(peaks.values()) / 2**20,
     }
-
-
-def _most_held(pid: int) -> int:
-    """Bytes of memory that a process has held at most; 0 if it has ended, or where the kernel does not say."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def _receipt(ledger: _Ledger, repeats: int) -> dict[str, Any]:
