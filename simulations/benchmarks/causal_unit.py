@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from causaldao.errors import MisuseError
 from causaldao.models.graph import CausalGraph
 from causaldao.models.pattern import cpdag_of, f1, shd
-from causaldao.models.unit import CausalUnitNetwork, CausalUnitTrainer, Experiments
+from causaldao.models.unit import CausalUnitNetwork
+from causaldao.models.unit_training import CausalUnitTrainer, Experiments
 
 GRAPHS: dict[str, tuple[tuple[int, int], ...]] = {
     "chain": ((0, 1), (1, 2)),

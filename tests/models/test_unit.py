@@ -16,13 +16,11 @@ from causaldao.errors import CausalDAOError, ConfigurationError, DataError, Misu
 from causaldao.models.unit import (
     CausalUnit,
     CausalUnitNetwork,
-    CausalUnitTrainer,
-    Experiments,
     acyclicity,
-    energy_distance,
     mutilate,
     strongest_dag,
 )
+from causaldao.models.unit_training import CausalUnitTrainer, Experiments, energy_distance
 
 FORK = {("X", "A"): 2.0, ("X", "B"): 1.5, ("B", "Y"): 2.0, ("A", "Y"): 4.0}
 NAMES = ("Y", "A", "X", "B")  # not in causal order
