@@ -199,30 +199,28 @@ def test_true_independence_of_levels_is_rejected_too_often() -> None:
     assert _rejected(found, 0.01) == pytest.approx(0.01, abs=4 * math.sqrt(0.01 * 0.99 / repeats))
 
 
-def test_true_independence_of_curves_is_rejected_too_often() -> None:
-    """a <- s -> b, both curved. Beyond the level lies what 20 waves of s do not fit: of 800 draws 7.9 % at .05."""
-    repeats = count(60, 500)
+def _of_curves(seed: int, records: int, repeats: int) -> list[float]:
+    """Statistics of a against b given s where a <- s -> b, both curved."""
     found = []
     for i in range(repeats):
-        rng = np.random.default_rng([7, i])
-        s = rng.normal(size=1000)
-        a, b = np.sin(2 * s) + 0.5 * rng.normal(size=1000), 0.7 * s**2 + 0.5 * rng.normal(size=1000)
+        rng = np.random.default_rng([seed, i])
+        s = rng.normal(size=records)
+        a, b = np.sin(2 * s) + 0.5 * rng.normal(size=records), 0.7 * s**2 + 0.5 * rng.normal(size=records)
         frame = pd.DataFrame({"s": s, "a": a, "b": b})
         found.append(_ask(from_data(frame, FeatureMap(variables_of(frame))), "a", "b", "s"))
-    assert _rejected(found, 0.05) <= 0.10 + 3 * math.sqrt(0.1 * 0.9 / repeats)
+    return found
+
+
+def test_true_independence_of_curves_is_rejected_too_often() -> None:
+    """Beyond the level lies what 20 waves of s do not fit: of 800 draws 7.9 % at .05."""
+    repeats = count(60, 500)
+    assert _rejected(_of_curves(7, 1000, repeats), 0.05) <= 0.10 + 3 * math.sqrt(0.1 * 0.9 / repeats)
 
 
 def test_with_many_records_the_tails_of_a_strongly_curved_cause_count_as_dependence() -> None:
-    """As above, with 5,000 records; the fainter directions of s, left out, once made that 17 % at level .01."""
+    """The fainter directions of s, left out, once made that 17 % at level .01."""
     repeats = count(25, 400)
-    found = []
-    for i in range(repeats):
-        rng = np.random.default_rng([17, i])
-        s = rng.normal(size=5000)
-        a, b = np.sin(2 * s) + 0.5 * rng.normal(size=5000), 0.7 * s**2 + 0.5 * rng.normal(size=5000)
-        frame = pd.DataFrame({"s": s, "a": a, "b": b})
-        found.append(_ask(from_data(frame, FeatureMap(variables_of(frame))), "a", "b", "s"))
-    assert _rejected(found, 0.01) <= 0.02 + 3 * math.sqrt(0.02 * 0.98 / repeats)
+    assert _rejected(_of_curves(17, 5000, repeats), 0.01) <= 0.02 + 3 * math.sqrt(0.02 * 0.98 / repeats)
 
 
 def test_noise_makes_dependence_of_what_is_independent() -> None:
