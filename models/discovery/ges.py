@@ -27,7 +27,7 @@ from heapq import merge
 
 import numpy as np
 
-from causaldao.errors import DataError
+from causaldao.errors import ConfigurationError, DataError
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.found import NEAR, Discovery
 from causaldao.models.discovery.local_score import local_score
@@ -269,7 +269,10 @@ class _Search:
         if move.joins:
             directed.add((names[move.x], names[move.y]))
         lines = [e for e in place.pattern.undirected if e != pair and e not in heads and e[::-1] not in heads]
-        dag = extension(CausalGraph.cpdag(directed, lines, names))
+        try:
+            dag = extension(CausalGraph.cpdag(directed, lines, names))
+        except ConfigurationError:  # among edges that knowledge directs, a turn can close a cycle
+            return None
         if dag is None:
             return None
         following = self._place(dag)

@@ -229,7 +229,7 @@ def test_tiers_are_respected_and_the_truth_is_found_within_them() -> None:
 
 
 def test_knowledge_that_the_data_contradict_still_holds() -> None:
-    for seed in range(count(15, 150)):
+    for seed in (*range(count(15, 150)), 65):  # at 65 a turn closes a cycle with edges that the knowledge directs
         rng = np.random.default_rng(seed)
         evidence = Evidence.from_data(sample(rng, weights(rng, 8, 3), 500))
         pairs = [tuple(pair) for pair in rng.permutation(list(combinations(names(8), 2)))]
