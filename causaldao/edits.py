@@ -47,7 +47,8 @@ class Edit:
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Edit:
         """The edit in an entry's body, whose shape was checked."""
-        return cls(*body["edge"], body["change"])
+        cause, effect = body["edge"]
+        return cls(cause, effect, body["change"])
 
     @property
     def pair(self) -> Pair:
@@ -217,10 +218,10 @@ def _changed(pattern: CausalGraph, dag: CausalGraph, pair: Pair, target: Pair | 
     lines = {line for line in pattern.undirected if line != pair and line not in arrows and line[::-1] not in arrows}
     marked = CausalGraph.cpdag(arrows, lines, pattern.nodes)
     if extension(marked) is None:
-        near = [" - ".join(line) for line in sorted(lines) if set(line) & set(pair)] or [*map(" - ".join, sorted(lines))]
+        near = [line for line in sorted(lines) if set(line) & set(pair)] or sorted(lines)
         raise ConfigurationError(
             "no causal graph keeps every other arrow and adds no collider among the undirected edges: first direct one "
-            f"of {', '.join(near[:_LISTED])} by an edit (reverse)."
+            f"of {', '.join(map(' - '.join, near[:_LISTED]))} by an edit (reverse)."
         )
     closed = meek(marked)
     found = extension(closed)

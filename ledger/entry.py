@@ -197,7 +197,8 @@ def _counts(name: str) -> Callable[[Mapping[str, Any]], bool]:
 
 def _is_edit(body: Mapping[str, Any]) -> bool:
     edge = body.get("edge")
-    return _are_texts(edge) and len(edge) == len(set(edge)) == 2 and body["change"] in EDITS
+    named = isinstance(body.get("proposer", ""), str)
+    return named and _are_texts(edge) and len(edge) == len(set(edge)) == 2 and body["change"] in EDITS
 
 
 def _is_erasure(body: Mapping[str, Any]) -> bool:
