@@ -207,7 +207,9 @@ def _folded(base: _State, net: Mapping[Pair, Pair | None]) -> _State:
     return _State(pattern, dag, net)
 
 
-def _changed(pattern: CausalGraph, dag: CausalGraph, pair: Pair, target: Pair | None) -> tuple[CausalGraph, CausalGraph]:
+def _changed(
+    pattern: CausalGraph, dag: CausalGraph, pair: Pair, target: Pair | None
+) -> tuple[CausalGraph, CausalGraph]:
     """The pattern and its extension with another edge between a pair; ConfigurationError if no DAG has it."""
     arrows = {arrow for arrow in pattern.directed if set(arrow) != set(pair)}
     if target is not None:

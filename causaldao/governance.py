@@ -179,8 +179,8 @@ def _require_proposer(epoch: Epoch, kind: str, body: Mapping[str, Any], voters: 
     proposer = body.get(_PROPOSER) if kind == EDIT else None
     if proposer is not None and proposer not in voters:
         raise IdentityError(
-            f"{kind} names {proposer!r} as its proposer, but has no vote of that member: nobody is named for what it did "
-            "not sign. The owner proposes with causaldao node propose-edit."
+            f"{kind} names {proposer!r} as its proposer, but has no vote of that member: nobody is named for what it "
+            "did not sign. The owner proposes with causaldao node propose-edit."
         )
 
 

@@ -401,7 +401,9 @@ def test_a_member_is_named_for_an_edit_that_it_did_not_propose() -> None:
     borrowed = [ledger.vote("ada", kind, body), *(ledger.vote(name, kind, own) for name in ("bob", "cy", "dan"))]
     ledger.refuses(kind, {**own, "votes": borrowed}, IdentityError, "ada signed something else")
     stranger = {**body, "proposer": "zoe"}
-    ledger.refuses(kind, ledger.voted(kind, stranger, ("ada", "bob", "cy")), IdentityError, "has no vote of that member")
+    ledger.refuses(
+        kind, ledger.voted(kind, stranger, ("ada", "bob", "cy")), IdentityError, "has no vote of that member"
+    )
     ledger.decide(kind, own, ("ada", "bob", "cy"))
     ledger.decide(kind, body, ("bob", "cy", "dan"))
     said = governance.describe(kind, own)
