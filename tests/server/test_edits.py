@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,19 @@ from tests.server.test_motions import ballot, check_whole, only, opened, vote
 NAMES = ("ada", "bob", "cy", "dan")
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A federation of four, of whom three decide, and a study with a graph."""
-    home = homes.create(tmp_path / "home", faulty=1)
+    home = homes.create(tmp_path_factory.mktemp("made") / "home", faulty=1)
     homes.admit(home, *NAMES)
     adopt(home)
-    return home
+    home.registry.close()
+    return home.folder
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path) -> Home:
+    return Home.open(shutil.copytree(made, tmp_path / "home"))
 
 
 def word(home: Home, name: str) -> str:
