@@ -8,12 +8,13 @@ from causaldao.ledger.entry import Entry
 from causaldao.models.graph import CausalGraph
 from causaldao.server.home import Home
 from tests.causaldao.cases import study as small
+from tests.server.homes import NOW
 
 NAMES = ("age", "dose", "response", "smoking")
 STUDY = small(
     study={"name": "graphs"},
     variables=[{"name": name, "kind": "continuous", "bounds": [-4, 4]} for name in NAMES],
-    effects=[{"treatment": "dose", "outcome": "response", "adjustment": "auto"}],
+    effects=[{"treatment": "dose", "outcome": "response", "adjustment": ["age"]}],
 )
 GRAPH = CausalGraph.cpdag([("age", "dose"), ("smoking", "dose"), ("dose", "response")], [], NAMES)
 
@@ -31,6 +32,7 @@ def adopt(home: Home) -> None:
             Entry("study.proposed", {"study": STUDY.hash, "document": STUDY.to_json()}),
             Entry("adopt", {"study": STUDY.hash, "consensus": consensus, "effects": []}),
         ])  # fmt: skip
+    home.registry.propose(STUDY.hash, STUDY.name, STUDY.to_json(), NOW)
 
 
 def edit(change: str, cause: str, effect: str, proposer: str = "", reason: str = "known") -> dict[str, Any]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from causaldao import governance
+from causaldao.__main__ import app
 from causaldao.edits import KIND, standing
 from causaldao.errors import ConfigurationError, IdentityError, MisuseError, RefusedError
+from causaldao.ledger.entry import Entry
 from causaldao.ledger.note import LOG, Verifier, cosign, open_note
 from causaldao.server import edits, membership
 from causaldao.server.ballot_box import MotionRow
@@ -229,3 +233,57 @@ def test_a_member_is_shown_a_graph_without_proof(home: Home) -> None:
         home.motions.graph("bob", "1" * 64, 0)
     with pytest.raises(IdentityError, match="no member by the ledger"):
         home.motions.graph("zoe", STUDY.hash, 0)
+
+
+# the operator's commands
+
+
+def run(*arguments: Any) -> tuple[int, dict[str, Any]]:
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    envelope = json.loads(result.stdout)
+    return result.exit_code, envelope["data" if result.exit_code == 0 else "error"]
+
+
+def said(*arguments: Any) -> str:
+    return CliRunner().invoke(app, [*map(str, arguments)]).output
+
+
+def test_an_operator_cannot_put_an_edit_or_see_the_graph(home: Home) -> None:
+    folder, given = home.folder, ["--reason", "known \x1b[2J"]
+    status, data = run("coordinator", "edit", folder, "graphs", "--edge", "age", "dose", "--change", "remove", *given)
+    (motion,) = data["motions"]
+    assert (status, motion["state"], motion["votes"], motion["needed"]) == (0, "voting", [], 3)
+    assert "afterwards: no edge between age and dose" in motion["change"]
+    text = said("coordinator", "motions", folder)
+    assert f"remove the edge age -> dose in study {STUDY.hash[:12]}: known" in text
+    assert "now: age -> dose, a link that 3 of 4 ballots support and 1 oppose" in text
+    assert "\x1b" not in text
+    turned = put(home, edit("reverse", "age", "dose"))
+    assert [row.id for row in opened(home)] == [turned.id], "the operator's new one takes the place of its first"
+    removed = vote(home, propose(home, edit("remove", "dose", "age", "ada")), "bob", "cy")
+    assert removed.state == "passed"
+    text = said("coordinator", "motions", folder)
+    assert ": void\n  it does not fit the graph: there is no edge between age and dose" in text
+    for study, more, code in (("graphs", ("add", "dose"), 10), ("nothing", ("remove", "dose"), 10)):
+        change, cause = more
+        asked = ["--edge", cause, "response", "--change", change, *given]
+        assert run("coordinator", "edit", folder, study, *asked)[0] == code, study
+    status, data = run("coordinator", "graph", folder, STUDY.hash[:10])
+    assert (status, data["effects"]) == (0, [])
+    assert (data["edits"][0]["proposer"], data["edits"][0]["votes"]) == ("ada", ["ada", "bob", "cy"])
+    assert {Path(file).name for file in data["files"]} == {"edited.json", "graph-edited.svg", "graph-edited.html"}
+    assert all(Path(file).is_file() for file in data["files"])
+    shown = said("coordinator", "graph", folder, "graphs")
+    assert "remove dose -> age, proposed by ada: known (votes: ada, bob, cy)" in shown
+    assert '\nforbidden = [["age", "dose"], ["dose", "age"]]\n' in shown
+    assert run("coordinator", "graph", folder, "nothing")[0] == 10
+
+
+def test_a_study_without_a_graph_is_shown_one(tmp_path: Path) -> None:
+    home = homes.create(tmp_path / "home")
+    homes.admit(home, "ada", "bob")
+    with home.log() as log:
+        log.append([Entry("study.proposed", {"study": STUDY.hash, "document": STUDY.to_json()})])
+    home.registry.propose(STUDY.hash, STUDY.name, STUDY.to_json(), NOW)
+    status, error = run("coordinator", "graph", home.folder, "graphs")
+    assert (status, "has adopted no graph yet" in error["message"]) == (2, True)
