@@ -15,6 +15,9 @@ that gives back what was adopted takes the one before it away with all that foll
 
 The graph after an edit always has a DAG extension, and keeps the study's knowledge, which every member approved. An
 edit that would break one of these changes nothing, and its `Step` says why.
+
+An entry's ``does`` is the digest of what its edit does (`Step.digest`). Members vote on it too: so what is recorded is
+what each of them was shown, whatever passed or was hidden in between.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from causaldao.errors import CausalDAOError, ConfigurationError, IdentityError, 
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import extension, meek
+from causaldao.signing import canonical, sha256
 from causaldao.study import Study
 
 KIND = "federation.edit"
@@ -70,6 +74,11 @@ class Step:
     after: str
     also: tuple[str, ...] = ()
     problem: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what it did, in words."""
+        return sha256(canonical([self.before, self.after, *self.also]))
 
     def to_json(self) -> dict[str, Any]:
         return {"before": self.before, "after": self.after, "also": list(self.also), "problem": self.problem}
@@ -262,12 +271,13 @@ class Voted:
     reason: str
     proposer: str
     voters: tuple[str, ...]
+    does: str | None = None
 
     @classmethod
     def of(cls, line: Line) -> Voted:
         body = line.body
         voters = tuple(vote["member"] for vote in body.get("votes", ()))
-        return cls(line.index, Edit.of(body), body["reason"], body.get("proposer", ""), voters)
+        return cls(line.index, Edit.of(body), body["reason"], body.get("proposer", ""), voters, body.get("does"))
 
 
 @dataclass(frozen=True)
@@ -297,6 +307,28 @@ class Standing:
                 f"{self.study.name!r} as it is after {len(self.voted)} edit(s): {step.problem}"
             )
         return step
+
+    def require(self, body: Mapping[str, Any]) -> Step:
+        """What the edit of an entry's body does, if it fits and does what it says that it does (``does``).
+
+        Raises
+        ------
+        ConfigurationError
+            it does not.
+        """
+        step = self.require_fit(Edit.of(body))
+        if body.get("does") != step.digest:
+            raise ConfigurationError(
+                f"The edit to {step.edit.change} {step.edit.cause} -> {step.edit.effect} of study {self.study.name!r} "
+                f"does not fit: {self.told(body)}. Propose it anew."
+            )
+        return step
+
+    def told(self, body: Mapping[str, Any]) -> str:
+        """What the edit of an entry's body would change, for those who vote on it, or why it cannot be."""
+        step = self.step(Edit.of(body))
+        other = "it would not do what it was put for, the graph is another by now; "
+        return (other if not step.problem and body.get("does") != step.digest else "") + self.words(step)
 
     def words(self, step: Step) -> str:
         """What an edit would change, for those who vote on it."""

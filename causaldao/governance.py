@@ -51,6 +51,7 @@ _SHAPES: dict[str, dict[str, type | tuple[type, ...]]] = {
     "federation.policy": {"name": str, "sha256": str},
 }
 EDIT, _PROPOSER = "federation.edit", "proposer"
+_MAY = {_PROPOSER: str, "does": str}  # what the body of an edit may say beside; ``does``: see `causaldao.edits`
 
 
 @dataclass(frozen=True)
@@ -288,8 +289,8 @@ def _check_shape(kind: str, body: Mapping[str, Any]) -> None:
     if kind not in _SHAPES:
         raise IdentityError(f"Members do not vote on {kind!r}, only on {', '.join(sorted(_SHAPES))}.")
     try:
-        named = {_PROPOSER: str} if kind == EDIT and _PROPOSER in body else {}
-        fields(_unvoted(body), {**_SHAPES[kind], **named})
+        more = {name: text for name, text in _MAY.items() if kind == EDIT and name in body}
+        fields(_unvoted(body), {**_SHAPES[kind], **more})
     except CausalDAOError as error:
         raise IdentityError(f"The body of {kind} is not one that members can vote on: {error.message}") from error
     edge = body.get("edge", ["", ""])

@@ -279,12 +279,10 @@ def propose_edit(
     """
     with command(as_json) as output:
         from causaldao.client import edits, votes
-        from causaldao.edits import Edit
 
         now, wanted = datetime.now(UTC), study if _HASH.fullmatch(study) else _decided(node, study)
-        body = votes.edit(node, wanted, edge, change, reason)
         graph = edits.look(node, wanted, now)
-        step = graph.require_fit(Edit.of(body))
+        body, step = votes.edit(node, graph, edge, change, reason)
         words = graph.words(step)
         if not as_json:
             sys.stderr.write(f"{change} {' -> '.join(edge)} in study {graph.study.name} ({wanted[:12]})\n  {words}\n")

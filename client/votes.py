@@ -24,7 +24,7 @@ from causaldao.client import edits, enrolment
 from causaldao.client.enrolment import PATIENCE, Patience
 from causaldao.client.node import Node
 from causaldao.client.witnessing import Attendant, open_witness
-from causaldao.edits import Edit, Standing
+from causaldao.edits import Edit, Standing, Step
 from causaldao.enrolment import visible
 from causaldao.errors import (
     CausalDAOError,
@@ -122,10 +122,15 @@ def vote(folder: Path, motion: Motion, now: datetime, *, patience: Patience = PA
     return enrolment.vote(folder, motion.id, envelope, word.pack().decode(), now, patience=patience)
 
 
-def edit(folder: Path, study: str, edge: tuple[str, str], change: str, reason: str) -> dict[str, Any]:
-    """The body of an edit that this member proposes."""
+def edit(folder: Path, graph: Standing, edge: tuple[str, str], change: str, reason: str) -> tuple[dict[str, Any], Step]:
+    """The body of an edit that this member proposes of a graph, and what it does; ConfigurationError: it cannot be."""
+    step = graph.require_fit(Edit(*edge, change))
     name = enrolment.read_federation(folder)["name"]
-    return {"study": study, "edge": list(edge), "change": change, "reason": reason, "proposer": name}
+    body = {
+        "study": graph.study.hash, "edge": list(edge), "change": change, "reason": reason, "proposer": name,
+        "does": step.digest,
+    }  # fmt: skip
+    return body, step
 
 
 def propose(folder: Path, body: Mapping[str, Any], now: datetime, *, patience: Patience = PATIENCE) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def _change(folder: Path, body: Mapping[str, Any], checkpoint: Checkpoint, now: 
     """What an edit would change, by the ledger that this node's witness has just cosigned; refused if it cannot be."""
     found = edits.look(folder, body["study"], now, checkpoint, patience=patience)
     try:
-        return visible(found.words(found.require_fit(Edit.of(body))), _LONGEST)
+        return visible(found.words(found.require(body)), _LONGEST)
     except ConfigurationError as error:
         raise RefusedError(f"Nothing was signed: {error.message}") from error
 
@@ -176,7 +181,7 @@ def _with_changes(found: list[Motion], folder: Path, now: datetime, patience: Pa
             except CausalDAOError as error:
                 graphs[study] = f"what it would change cannot be shown: {error.message}"
         graph = graphs[study]
-        words = graph if isinstance(graph, str) else graph.words(graph.step(Edit.of(motion.edit)))
+        words = graph if isinstance(graph, str) else graph.told(motion.edit)
         yield replace(motion, change=visible(words, _LONGEST))
 
 

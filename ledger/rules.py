@@ -43,6 +43,7 @@ VOTED: dict[str, dict[str, type]] = {  # what the members decide, and the body t
     "federation.edit": {"study": str, "edge": list, "change": str, "reason": str},
     "federation.policy": {"name": str, "sha256": str},
 }
+MAY = {"does": str, "proposer": str}  # what the body of an edit may say beside
 # Entries of members' own words, and the kind that each member signed: its key stands at that index, a slot is filled
 # once (but for votes, which are told apart by their motions). The WORDS are nothing but the word.
 SPOKEN = {
@@ -207,7 +208,8 @@ def _check_votes(line: Line, said: list[dict[str, Any]], known: Known) -> None:
     """A quorum voted for exactly this, in this epoch, on a tree that had what the entries before it have."""
     place, motion = f"entry {line.index}", {name: item for name, item in line.body.items() if name != "votes"}
     proposer = motion.get("proposer") if line.kind == "federation.edit" else None
-    fields(motion, VOTED[line.kind] if proposer is None else {**VOTED[line.kind], "proposer": str}, place)
+    more = {name: text for name, text in MAY.items() if line.kind == "federation.edit" and name in motion}
+    fields(motion, {**VOTED[line.kind], **more}, place)
     if line.kind == "federation.edit":
         _check_edge(motion, place)
     digest = sha256(encode({"kind": line.kind, "body": motion})).hexdigest()

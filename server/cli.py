@@ -185,12 +185,18 @@ def edit(
     An edge is named as it is now: reverse A B makes B -> A of A -> B (or of A - B); add A B makes A -> B.
     """
     with command(as_json) as output:
+        from causaldao.edits import Edit
         from causaldao.governance import EDIT
+        from causaldao.server import edits
         from causaldao.server.home import utc_now
         from causaldao.server.studies import find
 
-        home = _home(folder)
-        body = {"study": find(home, study).hash, "edge": list(edge), "change": change, "reason": reason}
+        home, (cause, effect) = _home(folder), edge
+        body: dict[str, Any] = {
+            "study": find(home, study).hash, "edge": [cause, effect], "change": change, "reason": reason,
+        }  # fmt: skip
+        with home.log() as log:
+            body["does"] = edits.stands(log, body["study"]).require_fit(Edit.of(body)).digest
         put = home.motions.put(EDIT, body, utc_now())
         motions = [one for one in _motions(home, EDIT) if one["id"] == put.id]
         output.emit({"motions": motions}, "\n".join(map(_motion_text, motions)))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from causaldao.edits import KIND, MAX_REASON, Edit, Standing, Step, standing
+from causaldao.edits import KIND, MAX_REASON, Standing, Step, standing
 from causaldao.errors import CausalDAOError, MisuseError
 from causaldao.ledger.log import Log, Recorded
 from causaldao.trail import Shown, Trail
@@ -27,18 +27,17 @@ def require_fit(log: Log, body: Mapping[str, Any]) -> Step:
     MisuseError
         the study is not on this ledger or has no graph yet, or there is no reason, or one too long.
     ConfigurationError
-        it does not fit the graph.
+        it does not fit the graph, or would not do what it says that it does.
     """
     if not 0 < len(body["reason"].strip()) <= len(body["reason"]) <= MAX_REASON:
         raise MisuseError(f"An edit has a reason of 1 to {MAX_REASON} characters: say why, in a sentence or two.")
-    return stands(log, body["study"]).require_fit(Edit.of(body))
+    return stands(log, body["study"]).require(body)
 
 
 def words(log: Log, body: Mapping[str, Any]) -> str:
     """What an edit would change now, or why it cannot be."""
     try:
-        found = stands(log, body["study"])
-        return found.words(found.step(Edit.of(body)))
+        return stands(log, body["study"]).told(body)
     except CausalDAOError as error:
         return f"it does not fit: {error.message}"
 

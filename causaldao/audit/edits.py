@@ -36,6 +36,9 @@ def voted(case: Case, result: Audit) -> None:
             result.faults.append(
                 Fault(one.index, f"{what} does not fit the graph that it was voted on: {step.problem}")
             )
+        elif one.does not in (None, step.digest):
+            does = "; ".join([f"{step.before} becomes {step.after}", *step.also])
+            result.faults.append(Fault(one.index, f"the edit does something else than what was voted on: {does}"))
     made = [(one, step) for one, step in zip(found.voted, found.edited.steps, strict=True) if not step.problem]
     words = "; ".join(f"{step.before} became {step.after} ({_whose(one.proposer)})" for one, step in made)
     result.checked.append(f"{_count(len(made), 'edit')} voted by the members: {words or 'none that fits'}")

@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 from causaldao.__main__ import app
 from causaldao.audit import audit
 from causaldao.audit.edits import text
-from causaldao.edits import KIND, standing
+from causaldao.edits import KIND, Edit, standing
 from causaldao.errors import ConfigurationError, GuaranteeError, LedgerError
 from causaldao.ledger.bundle import export
 from causaldao.ledger.entry import Entry
 from causaldao.ledger.log import Log
 from causaldao.ledger.verify import Policy, Report, verify
 from causaldao.models.graph import CausalGraph
-from causaldao.server import edited, membership
+from causaldao.server import edited, edits, membership
 from tests.causaldao.cases import study
 from tests.causaldao.test_audit import Case, _named, _simulated
 from tests.client.test_votes import without_witnesses
@@ -63,6 +63,7 @@ def body(edit: dict[str, Any], proposer: str = "") -> dict[str, Any]:
 
 def decide(log: Log, case: Case, edit: dict[str, Any], proposer: str = "") -> None:
     voted = body(edit, proposer)
+    voted["does"] = edits.stands(log, ASKED.hash).step(Edit.of(voted)).digest
     membership.decide(log, KIND, voted, votes(log, KIND, voted, case.members))
 
 
@@ -166,6 +167,14 @@ def test_an_edit_that_makes_no_sense_is_signed_by_all(case: Case, edit: dict[str
     assert "0 edits voted by the members: none that fits" in str(found.checked)
 
 
+def test_an_edit_does_something_else_than_was_voted_on(case: Case) -> None:
+    voted = {"kind": KIND, "body": body({**EDITS[0], "does": "0" * 64}), "payloads": [], "time": TIME}
+    found = case.forge(lambda records: [*records, voted])
+    assert [fault.what.partition(": ")[2] for fault in found.faults] == [
+        "the edit does something else than what was voted on: dose -> age becomes age -> dose"
+    ]
+
+
 def test_edits_that_make_a_cycle_are_signed_by_all(case: Case) -> None:
     """Each would be fine alone; the last closes a ring, and leaves the first two as they are."""
     ring = [EDITS[0], EDITS[2]]  # age -> dose -> pain -> age
@@ -196,7 +205,7 @@ def test_an_edit_before_there_is_a_graph(case: Case) -> None:
 
 def test_an_edit_has_no_quorum(log: Log, case: Case) -> None:
     """Neither does the coordinator's writer take it, nor, where one writes past it, whoever verifies."""
-    voted = body(EDITS[0])
+    voted = body(EDITS[0]) | {"does": edits.stands(log, ASKED.hash).step(Edit.of(body(EDITS[0]))).digest}
     few = votes(log, KIND, voted, {name: case.members[name] for name in sorted(case.members)[:1]})
     with pytest.raises(GuaranteeError, match="has 1 of the 2 votes it needs"):
         membership.decide(log, KIND, voted, few)

@@ -361,10 +361,11 @@ def test_a_change_leaves_no_quorum() -> None:
         ("federation.edit", {"study": "0" * 64, "edge": ["a", 2], "change": "add", "reason": "x"}),
         ("federation.edit", {"study": "0" * 64, "edge": ["a", "b"], "change": "melt", "reason": "x"}),
         ("federation.edit", {"study": "0" * 64, "edge": ["a", "b"], "change": "add", "reason": "x", "proposer": None}),
+        ("federation.edit", {"study": "0" * 64, "edge": ["a", "b"], "change": "add", "reason": "x", "does": 1}),
         ("federation.policy", {"name": "x"}),
         ("federation.policy", {"name": "x", "sha256": "a" * 64, "proposer": "ada"}),
     ],
-    ids=range(16),
+    ids=range(17),
 )  # fmt: skip
 def test_a_body_that_is_none_is_voted_on(kind: str, body: dict[str, Any]) -> None:
     ledger = Ledger()

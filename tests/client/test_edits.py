@@ -12,7 +12,7 @@ import pytest
 
 from causaldao import governance
 from causaldao.client import edits, enrolment, votes
-from causaldao.edits import KIND
+from causaldao.edits import KIND, Edit
 from causaldao.enrolment import MAX_RESPONSE_BYTES
 from causaldao.errors import CausalDAOError, IdentityError, MisuseError, RefusedError
 from causaldao.ledger.bundle import export
@@ -57,7 +57,7 @@ def founded(adopted: Federation) -> Iterator[Federation]:
 
 def propose(founded: Federation, name: str, *given: str, reason: str = "known") -> dict[str, Any]:
     change, cause, effect = given
-    body = votes.edit(founded.node(name), STUDY.hash, (cause, effect), change, reason)
+    body = {**edit(change, cause, effect, name, reason)}
     return votes.propose(founded.node(name), body, utc_now(), patience=QUICK)
 
 
@@ -190,6 +190,31 @@ def test_a_graph_is_shown_that_is_not_on_the_ledger(founded: Federation, monkeyp
         with pytest.raises(CausalDAOError):
             propose(founded, "ada", "remove", "age", "dose")
     assert founded.home.motions.settle(NOW)[1] == ()
+
+
+def test_an_edit_that_passed_before_is_hidden(founded: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is shown the graph of before votes for something else than is put: the digests differ, and it does not."""
+    row = propose(founded, "ada", "reverse", "age", "dose")
+    for name in ("bob", "cy"):
+        founded.vote(name, founded.home.registry.ballots.motion(row["motion"]))
+    graph, node = Motions.graph, founded.node("dan")
+    with founded.home.log() as log:
+        does = servers.stands(log, STUDY.hash).step(Edit("dose", "age", "remove")).digest
+    founded.home.motions.put(KIND, {**edit("remove", "dose", "age"), "does": does}, NOW)
+
+    def hiding(self: Motions, member: str, study: str, size: int) -> str:
+        value = json.loads(graph(self, member, study, size))
+        value["members"] = value["members"][:2]
+        return canonical(value).decode()
+
+    (honest,) = votes.motions(node, utc_now(), patience=QUICK)
+    assert honest.change.startswith("now: dose -> age")
+    monkeypatch.setattr(Motions, "graph", hiding)
+    (told,) = votes.motions(node, utc_now(), patience=QUICK)
+    assert told.change.startswith("it would not do what it was put for")
+    for shown in (honest, told):
+        with pytest.raises(RefusedError, match="would not do what it was put for"):
+            votes.vote(node, shown, utc_now(), patience=QUICK)
 
 
 def test_a_graph_that_cannot_be_shown_hides_the_other_motions(

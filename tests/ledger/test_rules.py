@@ -331,7 +331,7 @@ def test_an_edit_of_no_edge(change: dict[str, Any]) -> None:
 
 def test_a_member_is_named_for_an_edit_that_it_did_not_propose() -> None:
     """Its vote, which names the proposer, must be there; nobody's word that it was, and nobody else's vote."""
-    body = {"study": STUDY, "edge": ["a", "b"], "change": "add", "reason": "known", "proposer": "ada"}
+    body = {"study": STUDY, "edge": ["a", "b"], "change": "add", "reason": "known", "proposer": "ada", "does": "0" * 64}
     ledger = running()
     ledger.decide("federation.edit", body, MEMBERS)
     assert verified(ledger).entries[-1].body["proposer"] == "ada"
@@ -343,9 +343,12 @@ def test_a_member_is_named_for_an_edit_that_it_did_not_propose() -> None:
     votes = [*other, *(ledger.vote(name, "federation.edit", body) for name in ("bob", "cyd"))]
     ledger.add("federation.edit", {**body, "votes": votes})
     assert "vote of 'ada': it is for another motion" in refusal(ledger)
-    for kind, proposer in (("federation.edit", None), ("federation.edit", 1), ("federation.policy", "ada")):
+    for kind, name, value in (
+        ("federation.edit", "proposer", None), ("federation.edit", "proposer", 1), ("federation.edit", "does", 1),
+        ("federation.edit", "more", "x"), ("federation.policy", "proposer", "ada"),
+    ):  # fmt: skip
         ledger = running()
-        ledger.decide(kind, {**CHANGES[kind](ledger), "proposer": proposer}, MEMBERS)
+        ledger.decide(kind, {**CHANGES[kind](ledger), name: value}, MEMBERS)
         assert re.search("expected an object with exactly|is not a", refusal(ledger))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from causaldao.edits import Edit, edited
 from causaldao.ledger.entry import Entry
 from causaldao.models.graph import CausalGraph
 from causaldao.server.home import Home
@@ -36,6 +37,7 @@ def adopt(home: Home) -> None:
 
 
 def edit(change: str, cause: str, effect: str, proposer: str = "", reason: str = "known") -> dict[str, Any]:
-    """The body of an edit, without votes."""
+    """The body of an edit, without votes; what it does is what it does to the graph as it was adopted."""
     named = {"proposer": proposer} if proposer else {}
-    return {"study": STUDY.hash, "edge": [cause, effect], "change": change, "reason": reason, **named}
+    does = edited(GRAPH, GRAPH, [Edit(cause, effect, change)]).steps[0].digest
+    return {"study": STUDY.hash, "edge": [cause, effect], "change": change, "reason": reason, "does": does, **named}

@@ -158,6 +158,19 @@ def test_an_edit_that_another_overtakes_stays_open(home: Home) -> None:
     check_whole(home)
 
 
+def test_votes_count_for_what_their_members_were_not_shown(home: Home) -> None:
+    """To remove age -> dose is another thing than to remove dose -> age, which stands since."""
+    removed = vote(home, propose(home, edit("remove", "age", "dose", "ada")), "bob")
+    vote(home, propose(home, edit("reverse", "age", "dose", "cy")), "dan", "bob")
+    assert opened(home) == []
+    with pytest.raises(RefusedError, match=r"is void: .* would not do what it was put for, .* now: dose -> age"):
+        vote(home, removed, "cy")
+    with pytest.raises(ConfigurationError, match=r"would not do what it was put for.*Propose it anew"):
+        propose(home, edit("remove", "age", "dose", "ada"))
+    with pytest.raises(ConfigurationError, match="would not do what it was put for"):
+        put(home, {name: value for name, value in edit("remove", "dose", "response").items() if name != "does"})
+
+
 def test_the_last_vote_comes_when_another_edit_was_just_recorded(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the vote and the record: the motion is void, and every later look at the motions goes on."""
     row = vote(home, propose(home, edit("reverse", "age", "dose", "ada")), "bob")
