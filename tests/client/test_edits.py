@@ -14,7 +14,7 @@ from causaldao import governance
 from causaldao.client import edits, enrolment, votes
 from causaldao.edits import KIND, Edit
 from causaldao.enrolment import MAX_RESPONSE_BYTES
-from causaldao.errors import CausalDAOError, IdentityError, MisuseError, RefusedError
+from causaldao.errors import CausalDAOError, IdentityError, LedgerError, MisuseError, RefusedError
 from causaldao.ledger.bundle import export
 from causaldao.ledger.verify import Policy, verify
 from causaldao.server import edits as servers
@@ -215,6 +215,9 @@ def test_an_edit_that_passed_before_is_hidden(founded: Federation, monkeypatch: 
     for shown in (honest, told):
         with pytest.raises(RefusedError, match="would not do what it was put for"):
             votes.vote(node, shown, utc_now(), patience=QUICK)
+    monkeypatch.setattr(Motions, "graph", lambda self, member, study, size: graph(self, member, study, 7))
+    with pytest.raises(LedgerError, match=r"in a ledger of 7 entries, .* this node's witness has just seen 8"):
+        votes.vote(node, honest, utc_now(), patience=QUICK)
 
 
 def test_a_graph_that_cannot_be_shown_hides_the_other_motions(
