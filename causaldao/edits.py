@@ -363,6 +363,15 @@ class Standing:
         }  # fmt: skip
 
 
+def _marks(value: Any) -> list[Mapping[str, Any]]:
+    """The ballots' marks, as far as they are looked at here; ValueError if they are none."""
+    for mark in value:
+        counts = [mark[name] for name in ("support", "oppose", "abstain")]
+        if not isinstance(mark["kind"], str) or {*map(type, counts)} != {int} or {*map(type, mark["nodes"])} != {str}:
+            raise ValueError("a mark is no count of votes on two or three variables")
+    return list(value)
+
+
 def standing(study: str, lines: Iterable[Line]) -> Standing:
     """The graph of the study with this hash, by its entries in their order; others' are passed over.
 
@@ -385,7 +394,9 @@ def standing(study: str, lines: Iterable[Line]) -> Standing:
     try:
         asked = Study.from_mapping(proposed.body.get("document"))
         pattern, dag = (CausalGraph.from_json(adopted.body["consensus"][name]) for name in ("pattern", "dag"))
-        marks, effects = list(adopted.body["consensus"]["marks"]), list(adopted.body["effects"])
+        marks, effects = _marks(adopted.body["consensus"]["marks"]), list(adopted.body["effects"])
+        if {*pattern.nodes, *dag.nodes} != set(asked.names):
+            raise ValueError("its variables are not the study's")
         voted = tuple(Voted.of(line) for line in mine if line.kind == KIND and line.index > adopted.index)
         made = edited(pattern, dag, [one.edit for one in voted], asked.prior)
     except (CausalDAOError, LookupError, TypeError, ValueError, AttributeError) as error:

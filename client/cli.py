@@ -279,11 +279,12 @@ def propose_edit(
     """
     with command(as_json) as output:
         from causaldao.client import edits, votes
+        from causaldao.enrolment import visible
 
         now, wanted = datetime.now(UTC), study if _HASH.fullmatch(study) else _decided(node, study)
         graph = edits.look(node, wanted, now)
         body, step = votes.edit(node, graph, edge, change, reason)
-        words = graph.words(step)
+        words = visible(graph.words(step), _LONGEST)
         if not as_json:
             sys.stderr.write(f"{change} {' -> '.join(edge)} in study {graph.study.name} ({wanted[:12]})\n  {words}\n")
         _confirm("Propose it, and vote for it?", yes)

@@ -124,7 +124,7 @@ def vote(folder: Path, motion: Motion, now: datetime, *, patience: Patience = PA
 
 def edit(folder: Path, graph: Standing, edge: tuple[str, str], change: str, reason: str) -> tuple[dict[str, Any], Step]:
     """The body of an edit that this member proposes of a graph, and what it does; ConfigurationError: it cannot be."""
-    step = graph.require_fit(Edit(*edge, change))
+    step = graph.require_fit(Edit(edge[0], edge[1], change))
     name = enrolment.read_federation(folder)["name"]
     body = {
         "study": graph.study.hash, "edge": list(edge), "change": change, "reason": reason, "proposer": name,
@@ -155,7 +155,7 @@ def propose(folder: Path, body: Mapping[str, Any], now: datetime, *, patience: P
         raise IdentityError(
             f"The coordinator put another motion, {told['motion'][:12]!r}, than was proposed, {id[:12]}."
         )
-    return told
+    return {"motion": id, "state": visible(str(told["state"])), "votes": [visible(str(name)) for name in told["votes"]]}
 
 
 def _change(folder: Path, body: Mapping[str, Any], checkpoint: Checkpoint, now: datetime, patience: Patience) -> str:

@@ -359,25 +359,28 @@ def _motions(home: Home, kind: str = "", members: Sequence[str] = ()) -> list[di
     if kind:
         open_ = [row for row in rows if row.kind == kind and row.state == "voting"]
         rows = tuple(row for row in open_ if not members or row.body["member"] in members)
+    changes = _changes(home, rows)
     return [
         {
             "id": row.id, "kind": row.kind, "body": row.body, "state": row.state, "votes": sorted(row.votes),
             "words": describe(row.kind, row.body, epoch.faulty if row.state == "voting" else None),
-            "needed": epoch.quorum, "members": len(epoch.members), "change": _change(home, row),
+            "needed": epoch.quorum, "members": len(epoch.members), "change": changes.get(row.id, ""),
         }
         for row in rows
     ]  # fmt: skip
 
 
-def _change(home: Home, row: MotionRow) -> str:
-    """What an edit that is open would change, or why one that is void cannot be; "" of all else."""
+def _changes(home: Home, rows: Sequence[MotionRow]) -> dict[str, str]:
+    """What each edit that is open would change, and why one that is void cannot be any more, by motion."""
     from causaldao.governance import EDIT
     from causaldao.server import edits
 
-    if row.kind != EDIT or row.state == "passed":
-        return ""
+    wanted = [row for row in rows if row.kind == EDIT and row.state != "passed"]
+    if not wanted:
+        return {}
     with home.log() as log:
-        return edits.words(log, row.body)
+        told = {row.id: edits.words(log, row.body) for row in wanted}
+    return {row.id: told[row.id] for row in wanted if row.state == "voting" or not told[row.id].startswith("now: ")}
 
 
 def _motion_text(motion: dict[str, Any]) -> str:

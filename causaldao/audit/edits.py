@@ -87,6 +87,8 @@ def _text(told: Mapping[str, Any]) -> Iterator[str]:
         )
     for edge in told["graph"]["pattern"]["edges"]:
         yield f"  {edge['from']} {'->' if edge['marks'] == ['-', '>'] else '-'} {edge['to']}"
+    if told["effects"] is None:
+        yield "effects under the edited graph: none, since evidence that they would rest on was erased"
     if told["effects"]:
         yield f"effects read anew under the edited graph, from the same evidence (no privacy is spent); {RESTS}:"
     for effect in told["effects"] or ():

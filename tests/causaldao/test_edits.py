@@ -253,15 +253,19 @@ class Line:
     body: dict[str, Any]
 
 
+MARK = {
+    "kind": "adjacency", "nodes": ["age", "dose"], "strength": 0.3, "support": 4, "oppose": 1, "abstain": 1,
+    "status": "adopted",
+}  # fmt: skip
+STRANGE = CausalGraph.cpdag([("age", "dose")], [], ["age", "dose", "pain", "another"]).to_json()
+
+
 def ledger(*edits: dict[str, Any]) -> list[Line]:
     asked = study()
     graph = CausalGraph.cpdag([("age", "dose")], [], asked.names)
     consensus = {
         "pattern": graph.to_json(), "dag": graph.to_json(), "stands": False,
-        "marks": [
-            {"kind": "adjacency", "nodes": ["age", "dose"], "strength": 0.3, "support": 4, "oppose": 1, "abstain": 1,
-             "status": "adopted"}
-        ],
+        "marks": [MARK],
     }  # fmt: skip
     lines = [
         Line(3, "study.proposed", {"study": asked.hash, "document": asked.to_json()}),
@@ -299,6 +303,11 @@ def test_an_edit_of_no_study_or_of_one_without_a_graph() -> None:
         lines = ledger()
         (line,) = [one for one in lines if one.kind == kind and one.index < 6]
         line.body |= body
+        with pytest.raises(IdentityError, match="cannot be read from its entries"):
+            standing(study().hash, lines)
+    for name, value in (("marks", [{}]), ("marks", [{**MARK, "support": "4"}]), ("marks", 7), ("pattern", STRANGE)):
+        lines = ledger()
+        lines[1].body["consensus"][name] = value
         with pytest.raises(IdentityError, match="cannot be read from its entries"):
             standing(study().hash, lines)
     other = study(study={"name": "other"})
