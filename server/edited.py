@@ -41,15 +41,17 @@ def read(log: Log, study: str) -> tuple[dict[str, Any], Standing]:
 def write(out: Path, shown: dict[str, Any], found: Standing, votes: dict[str, dict[str, int]]) -> list[Path]:
     """The files, in a folder that is made if need be. ``votes`` are how each member voted, by the key of the mark."""
     out.mkdir(parents=True, exist_ok=True)
-    marks, graph = _marks(found), found.edited.pattern
+    marks, graph, said = _marks(found), found.edited.pattern, _said(shown)
     asked = found.study.effects[0] if found.study.effects else None
     treatment, outcome = (asked.treatment, asked.outcome) if asked else (None, None)
     count = f"{len(found.voted)} edit{'' if len(found.voted) == 1 else 's'} by vote"
     pages = {
         "edited.json": json.dumps(shown, indent=1, allow_nan=False),
-        "graph-edited.svg": draw(graph, marks, treatment=treatment, outcome=outcome),
+        "graph-edited.svg": draw(
+            graph, marks, treatment=treatment, outcome=outcome, notes=[f"edited by vote: {one}" for one in said]
+        ),
         "graph-edited.html": page(
-            graph, title=f"{found.study.name}: the graph after {count}", subtitle="; ".join(_said(shown)), marks=marks,
+            graph, title=f"{found.study.name}: the graph after {count}", subtitle="; ".join(said), marks=marks,
             votes=votes, notes=_notes(shown, found), treatment=treatment, outcome=outcome,
         ),
     }  # fmt: skip

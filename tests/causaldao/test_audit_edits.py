@@ -123,7 +123,9 @@ def test_a_picture_of_an_edited_graph_does_not_say_so(log: Log, case: Case, tmp_
     files = edited.write(tmp_path / "study", shown, found, ballots)
     assert [path.name for path in files] == ["edited.json", "graph-edited.svg", "graph-edited.html"]
     assert json.loads(files[0].read_text()) == shown
-    html = files[2].read_text()
+    picture, html = files[1].read_text(), files[2].read_text()
+    assert "edited by vote: reverse dose -&gt; age, proposed by " in picture
+    assert "edited by vote: remove age -&gt; pain, put by the operator: &lt;script&gt; (v" in picture
     assert "the graph after 2 edits by vote" in html
     assert f"proposed by {min(case.members)}: age comes first (votes: {', '.join(sorted(case.members))})" in html
     assert "put by the operator: &lt;script&gt;" in html
