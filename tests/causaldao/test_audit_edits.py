@@ -46,7 +46,7 @@ EDITS = [
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A study that adopts what its noise makes of it: dose -> age <- pain."""
+    """A study that adopts dose -> age <- pain: age raises both, dose lowers pain, and the two nearly cancel."""
     return _simulated(tmp_path_factory.mktemp("runs") / "run", ASKED, 3)
 
 
