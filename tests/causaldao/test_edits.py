@@ -180,7 +180,7 @@ def random_edit(rng: np.random.Generator, nodes: tuple[str, ...]) -> Edit:
 def test_an_edited_graph_has_no_causal_order() -> None:
     """Whatever is voted: the graph has an extension, its DAG is one, it is closed, and it keeps the knowledge."""
     rng, made, refused = np.random.default_rng(44), 0, 0
-    for _ in range(count(60, 2000)):
+    for _ in range(count(40, 2000)):
         graph, dag, known = random_case(rng)
         edits = [random_edit(rng, graph.nodes) for _ in range(12)]
         found = edited(graph, dag, edits, known)
@@ -204,7 +204,7 @@ def test_an_edited_graph_has_no_causal_order() -> None:
 
 def test_an_edge_that_is_added_and_removed_leaves_a_trace() -> None:
     rng, tried = np.random.default_rng(45), 0
-    for _ in range(count(60, 2000)):
+    for _ in range(count(40, 2000)):
         graph, dag, known = random_case(rng)
         a, b = map(str, rng.choice(graph.nodes, 2, replace=False))
         there = edited(graph, dag, [add(a, b)], known)
