@@ -26,6 +26,7 @@ def audit(
     """
     with command(as_json) as output:
         from causaldao.audit import audit
+        from causaldao.audit.edits import text as edited_text
         from causaldao.ledger.cli import verified
 
         report = verified(bundle, policy)
@@ -33,10 +34,11 @@ def audit(
         result.require()
         data = {
             "root": report.root, "size": report.size, "policy": report.policy_fingerprint, "checked": result.checked,
-            "unchecked": result.unchecked,
+            "unchecked": result.unchecked, "edited": result.edited,
         }  # fmt: skip
         scope = "every decision that could be checked" if result.unchecked else "every decision"
         lines = [f"{scope} follows from what was recorded ({report.size} entries, root {report.root[:16]})"]
         lines += [f"  recomputed: {what}" for what in result.checked]
         lines += [f"  NOT checked: {what}" for what in result.unchecked]
+        lines += [f"  {line}" for told in result.edited for line in edited_text(told)]
         output.emit(data, "\n".join([*lines, f"  policy fingerprint {report.policy_fingerprint}"]))

@@ -180,17 +180,19 @@ def decide_adoption(study: Study, proposal: Proposal, ballots: Mapping[str, Ball
 
 
 def estimate_effects(
-    study: Study, pooled: Evidence, consensus: Consensus, bounds: Sequence[float | None]
-) -> list[dict[str, Any]]:
+    study: Study, pooled: Evidence, consensus: Consensus, bounds: Sequence[float | None],
+    asked: Sequence[EffectSpec] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The study's effects of method "moments" from the pooled evidence, in natural units; no further privacy is spent.
 
     With ``adjustment = "auto"`` the adopted pattern is asked; if its graphs disagree, each of their values is listed.
     ``bound`` is how far f unaccused liars can have moved the estimate, and ``interval_with_liars`` the interval widened
-    by it at both ends: it holds whether or not they lie.
+    by it at both ends: it holds whether or not they lie. ``asked`` are those of the study's effects to estimate; None:
+    all.
     """
     bound_of = dict(zip(questions_of(study), bounds, strict=False))
     found = []
-    for spec in study.effects:
+    for spec in study.effects if asked is None else asked:
         if spec.method != "moments":
             continue  # `causaldao.estimates` has it
         try:

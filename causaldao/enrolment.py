@@ -31,7 +31,7 @@ from causaldao.messages import fields
 from causaldao.signing import SigningKey, Statement, VerifyKey, canonical, check_name, digest, seal, sha256, unseal
 
 SERVICE = "causaldao.Enrolment"
-METHODS = ("Join", "Renew", "Announce", "Studies", "Motions", "Vote", "Rotate")
+METHODS = ("Join", "Renew", "Announce", "Studies", "Motions", "Vote", "Rotate", "Propose", "Graph")
 MAX_REQUEST_BYTES = 256 << 10
 MAX_RESPONSE_BYTES = 4 << 20  # `Studies` carries documents
 FRESH_SECONDS = 300

@@ -12,6 +12,9 @@ an operator can neither add members of its own making, nor take away those that 
     epoch    the number of the epoch in force
     parent   the Merkle root (64 hex digits) of the first s entries, a checkpoint that the member's witness cosigned
 
+An edit of a graph may name its ``proposer``: then that member's own vote is among the votes. What a vote signs names
+the proposer, so nobody is named for an edit that it did not sign as its own.
+
 It counts for this motion in this epoch, only on a ledger with that root (so not on another history that the operator
 shows to somebody else), and only if s lies behind the last change, and behind the entry that decided the same motion
 before.
@@ -47,6 +50,8 @@ _SHAPES: dict[str, dict[str, type | tuple[type, ...]]] = {
     "federation.edit": {"study": str, "edge": list, "change": str, "reason": str},
     "federation.policy": {"name": str, "sha256": str},
 }
+EDIT, _PROPOSER = "federation.edit", "proposer"
+_MAY = {_PROPOSER: str, "does": str}  # what the body of an edit may say beside; ``does``: see `causaldao.edits`
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,9 @@ def check_votes(epoch: Epoch, kind: str, body: Mapping[str, Any], index: int, ro
     IdentityError
         one of them is not a valid vote, or a member's second; all must hold, not only as many as are needed.
     """
-    return _require_quorum(epoch, kind, _voters(epoch, kind, body, index, root_at))
+    voters = _voters(epoch, kind, body, index, root_at)
+    _require_proposer(epoch, kind, body, voters)
+    return _require_quorum(epoch, kind, voters)
 
 
 def _voters(epoch: Epoch, kind: str, body: Mapping[str, Any], index: int, root_at: RootAt) -> tuple[str, ...]:
@@ -167,6 +174,15 @@ def _voters(epoch: Epoch, kind: str, body: Mapping[str, Any], index: int, root_a
         check_vote(epoch, asked, vote["member"], vote["envelope"], index, root_at)
         voters.append(vote["member"])
     return tuple(voters)
+
+
+def _require_proposer(epoch: Epoch, kind: str, body: Mapping[str, Any], voters: tuple[str, ...]) -> None:
+    proposer = body.get(_PROPOSER) if kind == EDIT else None
+    if proposer is not None and proposer not in voters:
+        raise IdentityError(
+            f"{kind} names {proposer!r} as its proposer, but has no vote of that member: nobody is named for what it "
+            "did not sign. The owner proposes with causaldao node propose-edit."
+        )
 
 
 def _require_quorum(epoch: Epoch, kind: str, voters: tuple[str, ...]) -> tuple[str, ...]:
@@ -193,6 +209,7 @@ def advance(epoch: Epoch | None, index: int, kind: str, body: Mapping[str, Any],
     """
     if epoch is not None and kind in VOTED:
         voters = _voters(epoch, kind, body, index, root_at)
+        _require_proposer(epoch, kind, body, voters)
         if not epoch.founding:
             _require_quorum(epoch, kind, voters)
     return changed(epoch, index, kind, body)
@@ -248,7 +265,12 @@ def describe(kind: str, body: Mapping[str, Any], faulty: int | None = None) -> s
     if kind == "federation.faulty":
         return f"change how many members may lie{'' if faulty is None else f' from {faulty}'} to {body['faulty']}"
     if kind == "federation.edit":
-        return f"{body['change']} the edge {' -> '.join(body['edge'])} in study {body['study'][:12]}: {body['reason']}"
+        turned = f" (afterwards {' -> '.join(reversed(body['edge']))})" if body["change"] == "reverse" else ""
+        whose = f", proposed by {body[_PROPOSER]}" if _PROPOSER in body else ""
+        return (
+            f"{body['change']} the edge {' -> '.join(body['edge'])}{turned} in study {body['study'][:12]}{whose}: "
+            f"{body['reason']}"
+        )
     return f"take the policy {body['name']}, SHA-256 {body['sha256']}"
 
 
@@ -267,7 +289,8 @@ def _check_shape(kind: str, body: Mapping[str, Any]) -> None:
     if kind not in _SHAPES:
         raise IdentityError(f"Members do not vote on {kind!r}, only on {', '.join(sorted(_SHAPES))}.")
     try:
-        fields(_unvoted(body), _SHAPES[kind])
+        more = {name: text for name, text in _MAY.items() if kind == EDIT and name in body}
+        fields(_unvoted(body), {**_SHAPES[kind], **more})
     except CausalDAOError as error:
         raise IdentityError(f"The body of {kind} is not one that members can vote on: {error.message}") from error
     edge = body.get("edge", ["", ""])

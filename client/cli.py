@@ -1,11 +1,12 @@
 """`causaldao node`: what an institution does, from its first file to its last study.
 
-Only `join`, `studies`, `start`, `motions`, `vote`, `rotate`, and `approve` and `decline` of a study that is given by
-name, speak to the coordinator.
+Only `join`, `studies`, `start`, `motions`, `vote`, `propose-edit`, `rotate`, and `approve` and `decline` of a study
+that is given by name, speak to the coordinator.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ node_app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is
 
 _SHORTEST = 8  # digits of a hash that may stand for it
 _BAR = 30
+_HASH = re.compile(r"[0-9a-f]{64}")
 _REMEDIES = {  # by the status of a witness
     "retired": "if its state is lost, or was restored from a copy: causaldao node rotate {node}",
     "alarmed": "keep {node}/witness.db, which holds both checkpoints; tell the other members before you do anything",
@@ -34,6 +36,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on s
 Folder = Annotated[Path, typer.Argument(help="The node's folder, with its node.toml.")]
 Chosen = Annotated[str, typer.Argument(help="A study file (TOML), or the name or hash of a study that is offered.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; a script must say so.")]
+Edge = Annotated[tuple[str, str], typer.Option(help="The edge, named as it is now.", metavar="CAUSE EFFECT")]
+Change = Annotated[str, typer.Option(help="add, remove or reverse.")]
 By = Annotated[str, typer.Option(help="Who decides, for the record.")]
 
 
@@ -225,7 +229,7 @@ def withdraw(
 
 @node_app.command()
 def motions(node: Folder, as_json: Json = False) -> None:
-    """What the members of the federation are asked to vote on: who is admitted or revoked, how many may lie."""
+    """What the members are asked to vote on: who is admitted or revoked, how many may lie, edits of graphs."""
     with command(as_json) as output:
         from causaldao.client.votes import motions
 
@@ -255,6 +259,41 @@ def vote(
         votes_now = f"{len(told['votes'])} of {chosen.needed} votes"
         text = f"voted for motion {chosen.id[:12]}: it has {votes_now} and is {told['state']}"
         output.emit({**vars(chosen), "state": told["state"], "votes": told["votes"]}, text)
+
+
+@node_app.command("propose-edit")
+def propose_edit(
+    node: Folder,
+    study: Annotated[
+        str, typer.Argument(help="The name or hash of a study you decided on, its file, or its whole hash.")
+    ],
+    edge: Edge,
+    change: Change,
+    reason: Annotated[str, typer.Option(help="Why, in a sentence or two; it stands on the ledger.")],
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Propose to add, remove or reverse one edge of a study's adopted graph. The members vote on it; you do so with it.
+
+    An edge is named as it is now: reverse A B makes B -> A of A -> B (or of A - B); add A B makes A -> B.
+    """
+    with command(as_json) as output:
+        from causaldao.client import edits, votes
+        from causaldao.enrolment import visible
+
+        now, wanted = datetime.now(UTC), study if _HASH.fullmatch(study) else _decided(node, study)
+        graph = edits.look(node, wanted, now)
+        body, step = votes.edit(node, graph, edge, change, reason)
+        words = visible(graph.words(step), _LONGEST)
+        if not as_json:
+            sys.stderr.write(f"{change} {' -> '.join(edge)} in study {graph.study.name} ({wanted[:12]})\n  {words}\n")
+        _confirm("Propose it, and vote for it?", yes)
+        told = votes.propose(node, body, now)
+        text = (
+            f"proposed: motion {told['motion'][:12]} has the votes of {', '.join(told['votes'])} and is "
+            f"{told['state']}\n  the other owners run: causaldao node vote DIR {told['motion'][:12]}"
+        )
+        output.emit({**told, "edit": body, "change": words, "also": list(step.also)}, text)
 
 
 @node_app.command()
@@ -412,8 +451,9 @@ def _review_text(data: dict[str, Any]) -> str:
 
 def _motion_text(motion: Motion) -> str:
     voted = f"; so far: {', '.join(motion.votes)}" if motion.votes else ""
+    change = f"  {motion.change}\n" if motion.change else ""
     return (
-        f"motion {motion.id[:12]}, put {motion.opened}:\n  {motion.words}\n"
+        f"motion {motion.id[:12]}, put {motion.opened}:\n  {motion.words}\n{change}"
         f"  it needs {motion.needed} of {motion.members} votes{voted}"
     )
 

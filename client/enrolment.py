@@ -257,6 +257,25 @@ def vote(
     return response
 
 
+def propose(
+    folder: Path, edit: Mapping[str, Any], envelope: str, word: str, now: datetime, *, patience: Patience = PATIENCE
+) -> dict[str, Any]:
+    """Propose an edit of a graph, with this member's vote for it and the cosignature that it names; the motion's id,
+    state and votes. Errors as of `renew`."""
+    body = {"edit": dict(edit), "envelope": envelope, "word": word}
+    response = _ask(folder, read_federation(folder), "Propose", body, now, patience)
+    fields(response, {"motion": str, "state": str, "votes": list})
+    return response
+
+
+def graph(folder: Path, study: str, size: int, now: datetime, *, patience: Patience = PATIENCE) -> str:
+    """What the ledger's first ``size`` entries (0: all) say of a study's graph, as a trail that is still to be checked:
+    see `causaldao.client.edits`. Errors as of `renew`."""
+    response = _ask(folder, read_federation(folder), "Graph", {"study": study, "size": size}, now, patience)
+    fields(response, {"trail": str})
+    return str(response["trail"])
+
+
 def rotate(
     folder: Path, signing: SigningKey, witness: VerifyKey, now: datetime, *, patience: Patience = PATIENCE
 ) -> str:

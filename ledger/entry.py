@@ -197,7 +197,8 @@ def _counts(name: str) -> Callable[[Mapping[str, Any]], bool]:
 
 def _is_edit(body: Mapping[str, Any]) -> bool:
     edge = body.get("edge")
-    return _are_texts(edge) and len(edge) == len(set(edge)) == 2 and body["change"] in EDITS
+    may = all(isinstance(body.get(name, ""), str) for name in ("proposer", "does"))
+    return may and _are_texts(edge) and len(edge) == len(set(edge)) == 2 and body["change"] in EDITS
 
 
 def _is_erasure(body: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ The verifier's own reading of these rules; it shares no code with what decides a
 - **Votes.** Up to the first ``study.proposed`` the operator alone records members. From then on what is in `VOTED`
   holds the votes of a quorum of the epoch that it may end: each a member's word for this motion, in this epoch, on a
   root of this tree behind the last change and behind the last entry with the same motion.
+- **Edits.** The ``proposer`` of a ``federation.edit``, if it names one, is among its voters: what they sign names it.
 - **Agreement.** ``study.approved`` and ``release`` hold the words of a quorum of those who were members at the study's
   proposal; what they release is what they signed.
 - **Words.** Each text under ``"envelope"`` in a body is a DSSE envelope signed by the member it names; federation and
@@ -42,6 +43,7 @@ VOTED: dict[str, dict[str, type]] = {  # what the members decide, and the body t
     "federation.edit": {"study": str, "edge": list, "change": str, "reason": str},
     "federation.policy": {"name": str, "sha256": str},
 }
+MAY = {"does": str, "proposer": str}  # what the body of an edit may say beside
 # Entries of members' own words, and the kind that each member signed: its key stands at that index, a slot is filled
 # once (but for votes, which are told apart by their motions). The WORDS are nothing but the word.
 SPOKEN = {
@@ -205,7 +207,11 @@ def _key(body: Mapping[str, Any], name: str, member: str, place: str) -> bytes:
 def _check_votes(line: Line, said: list[dict[str, Any]], known: Known) -> None:
     """A quorum voted for exactly this, in this epoch, on a tree that had what the entries before it have."""
     place, motion = f"entry {line.index}", {name: item for name, item in line.body.items() if name != "votes"}
-    fields(motion, VOTED[line.kind], place)
+    proposer = motion.get("proposer") if line.kind == "federation.edit" else None
+    more = {name: text for name, text in MAY.items() if line.kind == "federation.edit" and name in motion}
+    fields(motion, {**VOTED[line.kind], **more}, place)
+    if line.kind == "federation.edit":
+        _check_edge(motion, place)
     digest = sha256(encode({"kind": line.kind, "body": motion})).hexdigest()
     votes, voters = line.body.get("votes", []), {vote["member"] for vote in said}
     if not isinstance(votes, list) or len(votes) != len(said):
@@ -216,12 +222,20 @@ def _check_votes(line: Line, said: list[dict[str, Any]], known: Known) -> None:
         _check_vote(vote, digest, line.index, known)
     if len(voters) < len(said):
         raise fault(place, "a member votes twice")
+    if proposer is not None and proposer not in voters:
+        raise fault(place, f"it names {proposer!r} as its proposer, of whom it has no vote")
     if len(voters) < known.quorum and not known.founding:
         have = f"it has {len(voters)} votes ({', '.join(sorted(voters)) or 'nobody'})"
         raise fault(
             place, f"{have} of the {known.quorum} it needs from {len(known.keys)} members, {known.faulty} faulty"
         )
     known.decided[digest] = line.index
+
+
+def _check_edge(edit: Mapping[str, Any], place: str) -> None:
+    edge = edit["edge"]
+    if [*map(type, edge)] != [str, str] or edge[0] == edge[1] or edit["change"] not in ("add", "remove", "reverse"):
+        raise fault(place, "its 'edge' is not two different names, or its 'change' not one of add, remove, reverse")
 
 
 def _check_vote(vote: dict[str, Any], motion: str, index: int, known: Known) -> None:

@@ -136,9 +136,9 @@ def _released(body: Body) -> str:
 
 def _edited(body: Body) -> str:
     one, other = body["edge"]
-    return (
-        f"decided to {short(body['change'])} the edge {short(one)} -> {short(other)}{_because(body)}{_by_votes(body)}"
-    )
+    whose = f", proposed by {short(body['proposer'])}" if "proposer" in body else ""
+    change = f"{short(body['change'])} the edge {short(one)} -> {short(other)}"
+    return f"decided to {change}{whose}{_because(body)}{_by_votes(body)}"
 
 
 def _erased(body: Body) -> str:

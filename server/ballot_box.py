@@ -107,6 +107,12 @@ class BallotBox:
                 connection.execute(sa.insert(_VOTES).values(motion=id, member=member, envelope=envelope))
             return _known_motion(connection, id)
 
+    def forget(self, id: str) -> None:
+        """Take a motion away as if it had never been put, with its votes."""
+        with self._database.write(f"take back the motion {id[:12]!r}") as connection:
+            connection.execute(sa.delete(_VOTES).where(_VOTES.c.motion == id))
+            connection.execute(sa.delete(_MOTIONS).where(_MOTIONS.c.id == id))
+
     def close(self, id: str, state: str) -> None:
         """Say what became of a motion."""
         if state not in (PASSED, VOID):

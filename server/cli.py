@@ -12,12 +12,14 @@ import typer
 from causaldao.console import command
 
 if TYPE_CHECKING:
+    from causaldao.server.ballot_box import MotionRow
     from causaldao.server.home import Home
     from causaldao.study import Study
 
 coordinator_app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=True)
 study_app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=True)
 
+_LONGEST = 10_000  # characters of a motion in words
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")]
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 StudyFile = Annotated[Path, typer.Argument(help="A study file (TOML).")]
@@ -170,6 +172,59 @@ def faulty(
 
 
 @coordinator_app.command()
+def edit(
+    folder: Folder,
+    study: Annotated[str, typer.Argument(help="A study with an adopted graph, by name or hash.")],
+    edge: Annotated[tuple[str, str], typer.Option(help="The edge, named as it is now.", metavar="CAUSE EFFECT")],
+    change: Annotated[str, typer.Option(help="add, remove or reverse.")],
+    reason: Annotated[str, typer.Option(help="Why, in a sentence or two; it stands on the ledger.")],
+    as_json: Json = False,
+) -> None:
+    """Put an edit of one edge of a study's graph to the vote. Members may propose their own: node propose-edit.
+
+    An edge is named as it is now: reverse A B makes B -> A of A -> B (or of A - B); add A B makes A -> B.
+    """
+    with command(as_json) as output:
+        from causaldao.edits import Edit
+        from causaldao.governance import EDIT
+        from causaldao.server import edits
+        from causaldao.server.home import utc_now
+        from causaldao.server.studies import find
+
+        home, (cause, effect) = _home(folder), edge
+        body: dict[str, Any] = {
+            "study": find(home, study).hash, "edge": [cause, effect], "change": change, "reason": reason,
+        }  # fmt: skip
+        with home.log() as log:
+            body["does"] = edits.stands(log, body["study"]).require_fit(Edit.of(body)).digest
+        put = home.motions.put(EDIT, body, utc_now())
+        motions = [one for one in _motions(home, EDIT) if one["id"] == put.id]
+        output.emit({"motions": motions}, "\n".join(map(_motion_text, motions)))
+
+
+@coordinator_app.command()
+def graph(
+    folder: Folder,
+    study: Annotated[str, typer.Argument(help="A study with an adopted graph, by name or hash.")],
+    as_json: Json = False,
+) -> None:
+    """A study's graph after the edits that its members voted, its effects under it, and the [knowledge] table that a
+    following study would take. The study's own result stays as it is; pictures are written beside it."""
+    with command(as_json) as output:
+        from causaldao.audit.edits import text
+        from causaldao.server import edited
+        from causaldao.server.studies import find
+
+        home = _home(folder)
+        row = find(home, study)
+        with home.log() as log:
+            shown, found = edited.read(log, row.hash)
+            files = edited.write(home.study_folder(row.hash), shown, found, edited.ballots(log, row.hash))
+        lines = [*text(shown), "for a following study, as knowledge:", *shown["knowledge"].splitlines()]
+        output.emit({**shown, "files": [str(file) for file in files]}, "\n".join([*lines, f"see {files[-1]}"]))
+
+
+@coordinator_app.command()
 def motions(folder: Folder, as_json: Json = False) -> None:
     """What the members were asked to vote on, what became of it, and who voted."""
     with command(as_json) as output:
@@ -304,23 +359,40 @@ def _motions(home: Home, kind: str = "", members: Sequence[str] = ()) -> list[di
     if kind:
         open_ = [row for row in rows if row.kind == kind and row.state == "voting"]
         rows = tuple(row for row in open_ if not members or row.body["member"] in members)
+    changes = _changes(home, rows)
     return [
         {
             "id": row.id, "kind": row.kind, "body": row.body, "state": row.state, "votes": sorted(row.votes),
             "words": describe(row.kind, row.body, epoch.faulty if row.state == "voting" else None),
-            "needed": epoch.quorum, "members": len(epoch.members),
+            "needed": epoch.quorum, "members": len(epoch.members), "change": changes.get(row.id, ""),
         }
         for row in rows
     ]  # fmt: skip
 
 
+def _changes(home: Home, rows: Sequence[MotionRow]) -> dict[str, str]:
+    """What each edit that is open would change, and why one that is void cannot be any more, by motion."""
+    from causaldao.governance import EDIT
+    from causaldao.server import edits
+
+    wanted = [row for row in rows if row.kind == EDIT and row.state != "passed"]
+    if not wanted:
+        return {}
+    with home.log() as log:
+        told = {row.id: edits.words(log, row.body) for row in wanted}
+    return {row.id: told[row.id] for row in wanted if row.state == "voting" or not told[row.id].startswith("now: ")}
+
+
 def _motion_text(motion: dict[str, Any]) -> str:
-    named = f"motion {motion['id'][:12]} ({motion['words']})"
+    from causaldao.enrolment import visible
+
+    named = f"motion {motion['id'][:12]} ({visible(motion['words'], _LONGEST)})"
+    change = f"\n  {visible(motion['change'], _LONGEST)}" if motion["change"] else ""
     if motion["state"] != "voting":
-        return f"{named}: {motion['state']}"
+        return f"{named}: {motion['state']}{change}"
     voted = f"; so far: {', '.join(motion['votes'])}" if motion["votes"] else ""
     return (
-        f"{named} needs {motion['needed']} of {motion['members']} votes{voted}\n"
+        f"{named} needs {motion['needed']} of {motion['members']} votes{voted}{change}\n"
         f"  each owner runs: causaldao node vote DIR {motion['id'][:12]}"
     )
 

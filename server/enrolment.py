@@ -86,6 +86,7 @@ _JOIN: dict[str, type | tuple[type, ...]] = {
 _JOIN_PROOF = {"csr": str, "secret": str, "witness": str}
 _MOTIONS: dict[str, type | tuple[type, ...]] = {"known": (int, type(None)), "word": str}
 _VOTE = {"motion": str, "envelope": str, "word": str}
+_PROPOSE = {"edit": dict, "envelope": str, "word": str}
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Certificate = Callable[[], tuple[bytes, bytes]]
@@ -278,11 +279,29 @@ class Enrolment:
         Whom the operator bars, but the ledger does not, has its vote as before.
         """
         member, body = self._asked(request, "vote", _VOTE, now, barred=True)
-        if len(body["envelope"]) > MAX_VOTE_BYTES:
-            raise IdentityError(f"The vote has {len(body['envelope'])} bytes, the bound is {MAX_VOTE_BYTES}.")
+        _check_vote_size(body["envelope"])
         self._motions.hear(member.name, body["word"], body["envelope"])
         row = self._motions.vote(member.name, check_hash(body["motion"]), body["envelope"], now)
         return canonical({"motion": row.id, "state": row.state, "votes": sorted(row.votes)})
+
+    def propose(self, request: bytes, now: datetime) -> bytes:
+        """Put an edit of a graph to the vote that a member proposes, with its own vote for it."""
+        member, body = self._asked(request, "propose", _PROPOSE, now)
+        self._check_admitted(member)
+        _check_vote_size(body["envelope"])
+        row = self._motions.propose(member.name, body["edit"], body["envelope"], body["word"], now)
+        return canonical({"motion": row.id, "state": row.state, "votes": sorted(row.votes)})
+
+    def graph(self, request: bytes, now: datetime) -> bytes:
+        """The graph of a study as the ledger's first ``size`` entries (0: all) have it, each entry proven."""
+        member, body = self._asked(request, "graph", {"study": str, "size": int}, now, barred=True)
+        trail = self._motions.graph(member.name, check_hash(body["study"]), max(body["size"], 0))
+        if not _fits(trail, _ROOM):
+            raise RefusedError(
+                f"What the ledger says of study {body['study'][:12]} is larger than one answer, {MAX_RESPONSE_BYTES} "
+                "bytes: read it from the ledger's bundle, with causaldao audit --json."
+            )
+        return canonical({"trail": trail})
 
     def rotate(self, request: bytes, now: datetime) -> bytes:
         """Take a member's new keys: to the vote, or in the founding at once. ``held`` is a proof by the new one."""
@@ -387,6 +406,11 @@ async def start(enrolment: Enrolment, address: str, certificate: Certificate) ->
 def credentials(certificate: Certificate) -> grpc.ServerCredentials:
     """TLS with the certificate as it is now; not asked for at each handshake (docs/adr/0023-server-certificates.md)."""
     return grpc.ssl_server_credentials([certificate()])
+
+
+def _check_vote_size(envelope: str) -> None:
+    if len(envelope) > MAX_VOTE_BYTES:
+        raise IdentityError(f"The vote has {len(envelope)} bytes, the bound is {MAX_VOTE_BYTES}.")
 
 
 def _fits(trail: str, room: int) -> bool:

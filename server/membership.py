@@ -24,6 +24,7 @@ from causaldao.ledger.entry import Entry
 from causaldao.ledger.log import Log
 from causaldao.ledger.note import MAX_SIGNATURES
 from causaldao.members import Member, Roster
+from causaldao.server import edits
 from causaldao.signing import VerifyKey
 
 ATTEMPTS = 10
@@ -105,8 +106,15 @@ def set_faulty(log: Log, faulty: int, votes: Sequence[Vote] = ()) -> None:
 
 
 def decide(log: Log, kind: str, body: Mapping[str, Any], votes: Sequence[Vote] = ()) -> None:
-    """Record any entry that members vote on (`causaldao.governance.VOTED`). Errors as of `revoke`."""
-    _change(log, lambda now: [(kind, dict(body))], votes)
+    """Record any entry that members vote on (`causaldao.governance.VOTED`). Errors as of `revoke`; an edit also has to
+    fit its study's graph as it is when it is recorded (`causaldao.server.edits.require_fit`)."""
+
+    def decision(now: Epoch) -> list[Change]:
+        if kind == governance.EDIT:
+            edits.require_fit(log, body)
+        return [(kind, dict(body))]
+
+    _change(log, decision, votes)
 
 
 def epoch(log: Log, upto: int | None = None) -> Epoch:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from causaldao.audit import course, effects, graph, training
+from causaldao.audit import course, edits, effects, graph, training
 from causaldao.audit.case import Audit, Case, ErasedError, Fault
 from causaldao.errors import CausalDAOError, MisuseError
 from causaldao.ledger.verify import Line, Report
@@ -61,6 +61,7 @@ def audit(report: Report, only: str | None = None) -> Audit:
         label = f"study {_label(line)}"
         result.checked += [f"{label}: {what}" for what in part.checked]
         result.unchecked += [f"{label}: {what}" for what in part.unchecked]
+        result.edited += part.edited
         result.faults += [Fault(fault.index, f"{label}: {fault.what}") for fault in part.faults]
     return result
 
@@ -76,7 +77,7 @@ def _audit_study(report: Report, proposed: Line) -> Audit:
         result.faults.append(Fault(proposed.index, "no entry carries the study that its hash names"))
         return result
     case = Case(report, study, proposed.index, last=proposed.index)
-    for check in (*course.CHECKS, *graph.CHECKS, *effects.CHECKS, *training.CHECKS):
+    for check in (*course.CHECKS, *graph.CHECKS, *effects.CHECKS, *training.CHECKS, *edits.CHECKS):
         try:
             check(case, result)
         except ErasedError as error:

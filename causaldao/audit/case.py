@@ -42,11 +42,13 @@ class Fault:
 
 @dataclass
 class Audit:
-    """What was recomputed, what could not be, and the faults."""
+    """What was recomputed, what could not be, and the faults; ``edited`` are the graphs that members edited by vote,
+    with the effects under them (`causaldao.audit.edits.told`)."""
 
     checked: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    edited: list[dict[str, Any]] = field(default_factory=list)
 
     def require(self) -> None:
         """Raise a Finding that lists every fault, if there is one."""

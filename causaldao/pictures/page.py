@@ -15,6 +15,7 @@ from hashlib import sha256
 from html import escape
 from importlib.resources import files
 from string import Template
+from types import MappingProxyType
 from typing import Any
 
 from causaldao.models.discovery.bootstrap import Bootstrap
@@ -41,17 +42,19 @@ def page(
     treatment: str | None = None,
     outcome: str | None = None,
     report: bool = False,
+    notes: Mapping[Pair, str] = MappingProxyType({}),
 ) -> str:
     """The text of the page; the same arguments give the same text.
 
     ``marks`` are the votes as `result.json` holds them, ``votes`` each member's own by the key of the mark (+1, 0, -1),
     so that a click tells who voted how. Of a discovery, ``probabilities`` and ``explanations`` are shown instead. A
-    link's width is its support, or its probability. ``report`` links back to `report.html` beside it.
+    link's width is its support, or its probability. ``report`` links back to `report.html` beside it. ``notes`` are
+    said of a link, by its sorted pair, beside all else.
 
     Raises:
         ConfigurationError: a mark, the treatment or the outcome names a variable that the graph lacks.
     """
-    content = payload(graph, marks, votes, probabilities, explanations, treatment, outcome) | {"file": "graph"}
+    content = payload(graph, marks, votes, probabilities, explanations, treatment, outcome, notes) | {"file": "graph"}
     library, script = _asset("vendor/cytoscape.min.js"), _asset("graph.js")
     return Template(_asset("graph.html")).substitute(
         hashes=" ".join(map(_hash, (library, script))),
@@ -73,12 +76,13 @@ def payload(
     explanations: Iterable[Explanation] = (),
     treatment: str | None = None,
     outcome: str | None = None,
+    notes: Mapping[Pair, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What the page shows, as plain data: nodes, edges, colliders, what is contested, and the legend."""
     boxes, bends = places(graph, marks, treatment=treatment, outcome=outcome)
     roles = {treatment: "treatment", outcome: "outcome"}
     nodes = [_node(name, boxes[name], roles.get(name)) for name in graph.nodes]
-    found = _Found(graph, marks, votes or {}, probabilities, {e.pair: e for e in explanations})
+    found = _Found(graph, marks, votes or {}, probabilities, {e.pair: e for e in explanations}, notes)
     edges = list(found.edges())
     for edge in edges:
         edge["bends"] = _bent(boxes, bends.get(frozenset((edge["from"], edge["to"])), ()), edge)
@@ -104,11 +108,13 @@ class _Found:
         votes: Votes,
         probabilities: Bootstrap | None,
         explanations: Mapping[Pair, Explanation],
+        notes: Mapping[Pair, str],
     ) -> None:
         self.graph = graph
         self.votes = votes
         self.probabilities = probabilities
         self.explanations = explanations
+        self.notes = notes
         self.adjacencies = {frozenset(m["nodes"]): m for m in marks if m["kind"] == "adjacency"}
 
     @property
@@ -154,10 +160,13 @@ class _Found:
             facts.append(["Linked in", f"{shares.adjacent:.0%} of {self.probabilities.draws} draws"])
             facts += [[_marked(pair, marks), f"{share:.0%}"] for marks, share in sorted(shares.marks.items())]
         why = [self.explanations[pair].text] if pair in self.explanations else []
-        short = ", ".join(part for part in (label, "" if status == "adopted" else status) if part)
+        why += [self.notes[pair]] if pair in self.notes else []
+        noted = "edited by vote" if pair in self.notes else ""
+        short = ", ".join(part for part in (label, "" if status == "adopted" else status, noted) if part)
+        shown = " ".join(part for part in (label, "" if status == "adopted" else status, noted) if part)
         return {
             "from": edge.a, "to": edge.b, "marks": [edge.at_a, edge.at_b], "name": name, "short": short,
-            "label": label if status == "adopted" else f"{label} {status}".strip(), "weight": weight, "status": status,
+            "label": shown, "weight": weight, "status": status,
             "votes": self.tally(mark) if mark else None, "facts": facts, "why": why,
         }  # fmt: skip
 

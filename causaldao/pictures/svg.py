@@ -29,6 +29,7 @@ _SMALL_LETTER, _LINE = 6.3, 16.0
 _NARROW, _BROAD = frozenset("iljftrI.,:;|!'()[] "), frozenset("mwMW@%&")
 _LANE, _SPACE, _MARGIN = 16.0, 26.0, 22.0
 _HEAD = 9.0
+_NOTE, _MORE = 76, "and "  # the letters of a note that stand below any graph; how a line begins that counts the rest
 _CURVE_AT = (0.5, 0.38, 0.62, 0.28, 0.72, 0.2, 0.8)
 
 _STYLE = """
@@ -89,6 +90,7 @@ def draw(
     treatment: str | None = None,
     outcome: str | None = None,
     shares: Mapping[frozenset[str], float] = MappingProxyType({}),
+    notes: Sequence[str] = (),
 ) -> str:
     """Return `pattern` as the text of an SVG document; the same arguments give the same text.
 
@@ -96,8 +98,8 @@ def draw(
     `status`. A link is labelled "support/eligible". Contested marks are dashed and in another colour; a
     contested adjacency that is not in `pattern` was struck and is dotted; contested colliders are named
     below the graph. `shares` are those of the draws of a bootstrap in which a pair is linked; a link without votes is
-    labelled with its own. `treatment` and `outcome` get a colour and a word. Names are escaped. Meant for up to
-    about twenty variables.
+    labelled with its own. `treatment` and `outcome` get a colour and a word. `notes` stand below the graph,
+    a line each, as far as there is room. Names are escaped. Meant for up to about twenty variables.
 
     Raises:
         ConfigurationError: a mark, the treatment or the outcome names a variable that `pattern` lacks.
@@ -106,7 +108,8 @@ def draw(
     links = [replace(link, share=shares.get(frozenset((link.upper, link.lower)))) for link in links]
     curves = _curves(links, plan)
     colliders = [m for m in marks if m["kind"] == "collider" and m["status"] == "contested"]
-    return _document(pattern, links, plan, curves, roles, colliders)
+    below = [*_few([_contest(mark) for mark in colliders]), *_few([_cut(note) for note in notes])]
+    return _document(pattern, links, plan, curves, roles, below)
 
 
 @dataclass(frozen=True)
@@ -430,12 +433,12 @@ def _document(
     plan: _Plan,
     curves: Sequence[Sequence[tuple[_Point, _Point]]],
     roles: Mapping[str, str],
-    colliders: Sequence[Mapping[str, Any]],
+    below: Sequence[str],
 ) -> str:
     xs = [x for spans in curves for span in spans for x, _ in span] + [plan.left(), plan.right()]
     left, right = min(xs) - _MARGIN, max(max(xs), min(xs) + 420) + _MARGIN
     bottom = (plan.top[-1] + plan.height if pattern.nodes else 0.0) + _MARGIN
-    legend, end = _legend(links, colliders, left + _MARGIN, right - _MARGIN, bottom + 6)
+    legend, end = _legend(links, below, left + _MARGIN, right - _MARGIN, bottom + 6)
     box = (left, -_MARGIN, right - left, end + 2 * _MARGIN)
     body = [_drawn(link, spans) for link, spans in zip(links, curves, strict=True)]
     body += [_voted(link, at) for link, at in zip(links, _labels(links, curves), strict=True) if at is not None]
@@ -511,7 +514,7 @@ def _boxed(name: str, box: _Rect, role: str | None) -> str:
 
 
 def _legend(
-    links: Sequence[_Link], colliders: Sequence[Mapping[str, Any]], left: float, right: float, top: float
+    links: Sequence[_Link], below: Sequence[str], left: float, right: float, top: float
 ) -> tuple[list[str], float]:
     parts, x, y = [], left, top
     for sample, words in _keys(links):
@@ -520,13 +523,20 @@ def _legend(
             x, y = left, y + 20
         parts.append(_key(sample, words, x, y))
         x += width
-    for mark in colliders[:6]:
+    for line in below:
         y += 19
-        parts.append(f'<text class="cg-text cg-note" x="{left:.1f}" y="{y:.1f}">{_safe(_contest(mark))}</text>')
-    if len(colliders) > 6:
-        y += 19
-        parts.append(f'<text class="cg-text" x="{left:.1f}" y="{y:.1f}">and {len(colliders) - 6} more</text>')
+        kind = "cg-text" if line.startswith(_MORE) else "cg-text cg-note"
+        parts.append(f'<text class="{kind}" x="{left:.1f}" y="{y:.1f}">{_safe(line)}</text>')
     return parts, y
+
+
+def _few(lines: Sequence[str]) -> list[str]:
+    """The first six, and how many more there are."""
+    return [*lines[:6], *([f"{_MORE}{len(lines) - 6} more"] if len(lines) > 6 else [])]
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _NOTE else line[: _NOTE - 1] + "…"
 
 
 def _keys(links: Sequence[_Link]) -> Iterator[tuple[_Link | None, str]]:

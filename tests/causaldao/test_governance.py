@@ -360,9 +360,12 @@ def test_a_change_leaves_no_quorum() -> None:
         ("federation.edit", {"study": "0" * 64, "edge": ["a"], "change": "add", "reason": "x"}),
         ("federation.edit", {"study": "0" * 64, "edge": ["a", 2], "change": "add", "reason": "x"}),
         ("federation.edit", {"study": "0" * 64, "edge": ["a", "b"], "change": "melt", "reason": "x"}),
+        ("federation.edit", {"study": "0" * 64, "edge": ["a", "b"], "change": "add", "reason": "x", "proposer": None}),
+        ("federation.edit", {"study": "0" * 64, "edge": ["a", "b"], "change": "add", "reason": "x", "does": 1}),
         ("federation.policy", {"name": "x"}),
+        ("federation.policy", {"name": "x", "sha256": "a" * 64, "proposer": "ada"}),
     ],
-    ids=range(14),
+    ids=range(17),
 )  # fmt: skip
 def test_a_body_that_is_none_is_voted_on(kind: str, body: dict[str, Any]) -> None:
     ledger = Ledger()
@@ -388,6 +391,26 @@ def test_the_owner_is_not_told_what_a_motion_does() -> None:
         assert all(word in said for word in words), said
     with pytest.raises(IdentityError, match="do not vote on"):
         governance.describe("release", {}, 1)
+
+
+def test_a_member_is_named_for_an_edit_that_it_did_not_propose() -> None:
+    """What each voter signs names the proposer; so the proposer's own vote says that it is."""
+    kind, body = "federation.edit", {"study": "f" * 64, "edge": ["a", "b"], "change": "reverse", "reason": "time"}
+    own = {**body, "proposer": "ada"}
+    ledger = Ledger(NAMES[:4], 1)
+    ledger.refuses(kind, ledger.voted(kind, own, ("bob", "cy", "dan")), IdentityError, "has no vote of that member")
+    borrowed = [ledger.vote("ada", kind, body), *(ledger.vote(name, kind, own) for name in ("bob", "cy", "dan"))]
+    ledger.refuses(kind, {**own, "votes": borrowed}, IdentityError, "ada signed something else")
+    stranger = {**body, "proposer": "zoe"}
+    ledger.refuses(
+        kind, ledger.voted(kind, stranger, ("ada", "bob", "cy")), IdentityError, "has no vote of that member"
+    )
+    ledger.decide(kind, own, ("ada", "bob", "cy"))
+    ledger.decide(kind, body, ("bob", "cy", "dan"))
+    said = governance.describe(kind, own)
+    assert said == f"reverse the edge a -> b (afterwards b -> a) in study {'f' * 12}, proposed by ada: time"
+    founding = Ledger(NAMES[:3], 1, founding=True)
+    founding.refuses(kind, own, IdentityError, "has no vote of that member")
 
 
 def test_a_made_up_history_of_changes_is_taken_or_a_true_one_is_not() -> None:

@@ -322,6 +322,36 @@ def test_a_change_without_what_it_changes(kind: str, body: dict[str, Any]) -> No
     assert re.search("expected an object with exactly|is not a", refusal(ledger))
 
 
+@pytest.mark.parametrize("change", [{"edge": ["a"]}, {"edge": ["a", "a"]}, {"edge": ["a", 1]}, {"change": "melt"}])
+def test_an_edit_of_no_edge(change: dict[str, Any]) -> None:
+    ledger = running()
+    ledger.decide("federation.edit", {**CHANGES["federation.edit"](ledger), **change}, MEMBERS)
+    assert "is not two different names, or its 'change' not one of" in refusal(ledger)
+
+
+def test_a_member_is_named_for_an_edit_that_it_did_not_propose() -> None:
+    """Its vote, which names the proposer, must be there; nobody's word that it was, and nobody else's vote."""
+    body = {"study": STUDY, "edge": ["a", "b"], "change": "add", "reason": "known", "proposer": "ada", "does": "0" * 64}
+    ledger = running()
+    ledger.decide("federation.edit", body, MEMBERS)
+    assert verified(ledger).entries[-1].body["proposer"] == "ada"
+    ledger = running()
+    ledger.decide("federation.edit", body, ("bob", "cyd"))
+    assert "it names 'ada' as its proposer, of whom it has no vote" in refusal(ledger)
+    ledger = running()
+    other = [ledger.vote("ada", "federation.edit", {**body, "proposer": "bob"})]
+    votes = [*other, *(ledger.vote(name, "federation.edit", body) for name in ("bob", "cyd"))]
+    ledger.add("federation.edit", {**body, "votes": votes})
+    assert "vote of 'ada': it is for another motion" in refusal(ledger)
+    for kind, name, value in (
+        ("federation.edit", "proposer", None), ("federation.edit", "proposer", 1), ("federation.edit", "does", 1),
+        ("federation.edit", "more", "x"), ("federation.policy", "proposer", "ada"),
+    ):  # fmt: skip
+        ledger = running()
+        ledger.decide(kind, {**CHANGES[kind](ledger), name: value}, MEMBERS)
+        assert re.search("expected an object with exactly|is not a", refusal(ledger))
+
+
 # Members and their keys
 
 
