@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from itertools import pairwise, zip_longest
 from typing import Any
 
 from causaldao.audit.case import Audit, Case, Fault
-from causaldao.budget import plan
+from causaldao.budget import Spend, plan
 from causaldao.decisions import (
     answers_needed,
     effects_needed,
@@ -32,6 +33,23 @@ ORDER = (
     "update",
     "release",
 )  # none before what it rests on
+# What an entry says, besides "study": the rest of the audit recomputes these and looks at nothing else.
+SAYS = {
+    "pool": ("pool", "proposal"),
+    "adopt": ("consensus", "effects"),
+    "estimate": ("base", "asked", "effects"),
+    "aggregate": (
+        "round", "rule", "faulty", "members", "weights", "excluded", "norms", "base", "result", "gram", "gram_payload",
+    ),
+    "release": ("model", "dag", "votes"),
+    "study.approved": ("approvals",), "study.roll-call": ("present",), "study.evidence": ("noise",),
+    "study.ballots": ("voters",), "study.adopted": (), "study.training": ("round", "loss"),
+    "study.evaluated": ("rounds",), "study.released": (), "study.closed": ("heard",),
+    "study.aborted": ("code", "exit_code", "reason"),
+    **dict.fromkeys(("evidence", "ballot", "effects"), ("member", "round", "envelope", "manifest")),
+    "update": ("member", "round", "envelope", "manifest", "norm"),
+    "privacy.spend": ("member", "kind", "round", *(one.name for one in fields(Spend)), "envelope", "manifest"),
+}  # fmt: skip
 DECISIONS = {"evidence": "pool", "adopted": "adopt", "training": "aggregate", "released": "release"}
 
 
@@ -65,6 +83,15 @@ def course(case: Case, result: Audit) -> None:
             Fault(index, f"the {earlier!r} comes after entry {first}, which rests on it") for index in late
         ]
     result.checked.append(f"course of the study, {len(states)} states")
+
+
+def bodies(case: Case, result: Audit) -> None:
+    """No entry says more than its kind does: what nothing is computed of would stand there signed and unchecked."""
+    for line in case.entries:
+        case.last, also = line.index, ("study", *(("resumed_after",) if line.kind.startswith("study.") else ()))
+        if line.kind in SAYS and (odd := sorted(set(line.body) - {*SAYS[line.kind], *also})):
+            what = f"the {line.kind!r} also says {', '.join(map(ascii, odd))}, which follows from nothing"
+            result.faults.append(Fault(line.index, what))
 
 
 def _decided(case: Case, state: Line, kind: str) -> bool:
@@ -173,4 +200,4 @@ def _planned(study: Study, body: Mapping[str, Any]) -> bool:
     return spend is not None and body["round"] in rounds and all(body[k] == v for k, v in vars(spend).items())
 
 
-CHECKS = (course, people, budget)
+CHECKS = (course, bodies, people, budget)

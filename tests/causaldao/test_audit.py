@@ -293,6 +293,30 @@ def test_a_coordinator_signs_what_does_not_follow(
     _named(found, index, *words)
 
 
+def test_an_entry_says_more_than_follows(case: Case) -> None:
+    kinds = ("pool", "adopt", "aggregate", "release", "study.training", "study.closed", "update", "privacy.spend")
+
+    def change(records: list[dict[str, Any]]) -> None:
+        for kind in kinds:
+            _of(records, kind)["body"]["remark"] = "hospital-01 was told to repeat its answer"
+
+    found = case.forge(change)
+    for kind in kinds:
+        _named(found, _first_index(case, kind), "also says", "remark")
+    assert len(found.faults) == len(kinds)
+
+
+def test_a_name_stands_in_the_place_of_one_without_a_value(case: Case) -> None:
+    """Where None is computed, to leave the name out and put another in keeps the number of names."""
+
+    def change(records: list[dict[str, Any]]) -> None:
+        effect = _of(records, "adopt")["body"]["effects"][0]
+        del effect[next(name for name, value in effect.items() if value is None)]
+        effect["remark"] = "hospital-01 was told to repeat its answer"
+
+    _named(case.forge(change), _first_index(case, "adopt"), "other names", "remark")
+
+
 @pytest.mark.parametrize("kind", [
     "pool", "adopt", "release", "aggregate", "study.approved", "study.roll-call", "study.ballots", "study.training",
     "study.evaluated", "study.adopted",
