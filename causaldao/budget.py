@@ -54,6 +54,12 @@ class Plan:
     effects: Spend | None = None
     effects_sigma: int = 0
 
+    def of(self, kind: str) -> Spend | None:
+        """What an answer of a kind spends; None for one that spends nothing."""
+        return {
+            "evidence": self.evidence, "effects": self.effects, "update": self.training, "evaluation": self.evaluation,
+        }.get(kind)  # fmt: skip
+
     @property
     def spends(self) -> tuple[Spend, ...]:
         """Everything a member spends in the whole study."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise, zip_longest
 from typing import Any
@@ -175,27 +175,35 @@ def _approvals(case: Case, result: Audit) -> list[str]:
 
 def budget(case: Case, result: Audit) -> None:
     """No member was asked for more than the study's plan allows, and each release is accounted."""
-    study, spent = case.given, dict[str, list[tuple[str, int]]]()
-    for line in case.lines("privacy.spend"):
-        slots = spent.setdefault(line.body["member"], [])
-        if (line.body["kind"], line.body["round"]) in slots or not _planned(study, line.body):
+    study, spent, called = case.given, dict[str, dict[tuple[str, int], Line]](), case.one("study.roll-call")
+    aborted = [line.index for line in case.lines("study.aborted")]
+    for line in list(case.lines("privacy.spend")):
+        case.last, slots = line.index, spent.setdefault(line.body["member"], {})
+        slot = (line.body["kind"], line.body["round"])
+        twice = slot in slots and not _word_after_abort(slots[slot], line, aborted)
+        if twice or not _planned(study, line.body):
             result.faults.append(Fault(line.index, f"the spending of {line.body['member']} is not in the study's plan"))
-        slots.append((line.body["kind"], line.body["round"]))
+        if called is None or line.body["member"] not in called.body["present"]:
+            result.faults.append(Fault(line.index, f"{line.body['member']} spends, but is not in the roll call"))
+        slots[slot] = slots[slot] if twice else line
     for kind in ("evidence", "effects", "update"):
         for line in case.lines(kind):
-            if (kind, line.body["round"]) not in spent.get(line.body["member"], []):
+            if (kind, line.body["round"]) not in spent.get(line.body["member"], {}):
                 result.faults.append(
                     Fault(line.index, f"the {kind} of {line.body['member']} is not in its privacy account")
                 )
     result.checked.append(f"privacy spending of {len(spent)} members against the study's plan")
 
 
+def _word_after_abort(first: Line, second: Line, aborted: Sequence[int]) -> bool:
+    """Whether it is one spending in two entries: the study was aborted once it was asked for, and the entry with the
+    member's word, which stands nowhere else, came when it went on."""
+    between = any(first.index < index < second.index for index in aborted)
+    return between and "envelope" in second.body and "envelope" not in first.body
+
+
 def _planned(study: Study, body: Mapping[str, Any]) -> bool:
-    planned = plan(study)
-    spend = {
-        "evidence": planned.evidence, "effects": planned.effects, "update": planned.training,
-        "evaluation": planned.evaluation,
-    }.get(body["kind"])  # fmt: skip
+    spend = plan(study).of(body["kind"])
     rounds = (0,) if body["kind"] in ("evidence", "effects") else range(1, study.training.rounds + 1)
     return spend is not None and body["round"] in rounds and all(body[k] == v for k, v in vars(spend).items())
 
