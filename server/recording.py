@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from causaldao.aggregation import Aggregate
-from causaldao.budget import plan
+from causaldao.budget import RELEASES, plan
 from causaldao.decisions import Learnt
 from causaldao.errors import CausalDAOError, ConfigurationError
 from causaldao.ledger.entry import STUDY_STATES, Entry
@@ -159,7 +159,7 @@ class Book:
         notes = list(self.notes)
         self.load()
         self._debited = self._slots()  # the step of that question may be done, and another have failed
-        spends = self.spends(kind, round, asked) if plan(self.study).of(kind) is not None else []
+        spends = self.spends(kind, round, asked) if kind in RELEASES else []
         saved = {state_key(self.study.hash): asdict(self.state)}
         self.log.append([*notes, *spends, self.transition("aborted", body)], saved)
         self.load()
