@@ -24,6 +24,7 @@ from causaldao.study import Study
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64), 72, 96, 128, 192, 256, 512, 1024)
 _STEP = 1e-4
 _LARGEST = 1e4
+RELEASES = ("evidence", "effects", "update", "evaluation")  # the kinds of answers that spend anything
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Plan:
     delta: float
     effects: Spend | None = None
     effects_sigma: int = 0
+
+    def of(self, kind: str) -> Spend | None:
+        """What an answer of a kind spends; None for one that spends nothing, or that the study does not ask for."""
+        of = dict(zip(RELEASES, (self.evidence, self.effects, self.training, self.evaluation), strict=True))
+        return of.get(kind)
 
     @property
     def spends(self) -> tuple[Spend, ...]:

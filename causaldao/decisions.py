@@ -32,6 +32,7 @@ from causaldao.study import EffectSpec, Study
 
 _RULE, _OPTIMISER = "rule", "optimiser."
 MOST_FAULTY = 0.25  # share of members beyond which no rule of ours held its accuracy under strong label skew
+MEASURED_FIT = 50  # variables up to which `causaldao bench wide-fit` measured "moment-fit"
 PARAMETERS = ("linear.weight", "linear.bias", "hidden.weight", "hidden.bias", "head.weight", "head.bias")
 
 
@@ -100,7 +101,7 @@ def _rules(study: Study) -> tuple[str, ...]:
 def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
     """What lies within the rules' bounds and yet asks much of them, in words; ``members`` 0: their number is open."""
     faulty, spec = study.consensus.faulty, study.aggregation
-    found = list(_feature_cautions(study))
+    found = [*_feature_cautions(study), *_search_cautions(study)]
     if not faulty or not study.training.rounds:
         return tuple(found)
     enough = ceil(faulty / MOST_FAULTY)
@@ -131,6 +132,16 @@ def _feature_cautions(study: Study) -> Iterator[str]:
         yield (
             f"discovery.clip {encoding.clip:g} shortens every record: with these features none has a squared norm "
             f"below {encoding.least:g}. Raise the clip to about {encoding.least + 1:g}, or leave it out."
+        )
+
+
+def _search_cautions(study: Study) -> Iterator[str]:
+    number = len(study.variables)
+    if study.discovery.method == "moment-fit" and number > MEASURED_FIT:
+        yield (
+            f"discovery.method 'moment-fit' was measured up to {MEASURED_FIT} variables; the study has {number}. Its "
+            "time grows by more than their square, the coordinator's and an auditor's again. Take boss, or fewer "
+            "variables, or try it first on made-up data."
         )
 
 

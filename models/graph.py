@@ -194,17 +194,17 @@ class CausalGraph:
 
     def unshielded_triples(self) -> frozenset[Triple]:
         """The paths (a, c, b), a < b, whose ends are not adjacent."""
-        return frozenset(
-            (a, c, b)
-            for c in self.nodes
-            for a, b in combinations(sorted(self._adjacencies[c]), 2)
-            if b not in self._adjacencies[a]
-        )
+        return self._unshielded(self._adjacencies)
 
     def unshielded_colliders(self) -> frozenset[Triple]:
         """The unshielded triples (a, c, b), a < b, with an arrowhead at c on both edges."""
-        heads = self._into
-        return frozenset((a, c, b) for a, c, b in self.unshielded_triples() if a in heads[c] and b in heads[c])
+        return self._unshielded(self._into)
+
+    def _unshielded(self, ends: Mapping[str, Collection[str]]) -> frozenset[Triple]:
+        """The unshielded triples (a, c, b), a < b, with both a and b among the ends of c."""
+        around = self._adjacencies
+        several = ((c, sorted(own)) for c, own in ends.items() if len(own) > 1)
+        return frozenset((a, c, b) for c, own in several for a, b in combinations(own, 2) if b not in around[a])
 
     def with_nodes(self, nodes: Sequence[str]) -> CausalGraph:
         """The same edges over ``nodes`` first, in that order, then the nodes of this graph that they lack."""
@@ -265,10 +265,13 @@ class CausalGraph:
 
     def _by_marks(self, here: str, there: str) -> dict[str, frozenset[str]]:
         """Of each node, the others at edges whose marks (here, there) are in the two given strings."""
-        return {
-            node: frozenset(other for at, far, other in ends if at in here and far in there)
-            for node, ends in self._ends.items()
-        }
+        found: dict[str, list[str]] = {node: [] for node in self.nodes}
+        for a, b, at_a, at_b in self.edges:
+            if at_a in here and at_b in there:
+                found[a].append(b)
+            if at_b in here and at_a in there:
+                found[b].append(a)
+        return {node: frozenset(others) for node, others in found.items()}
 
     @cached_property
     def _parents(self) -> dict[str, frozenset[str]]:
@@ -366,6 +369,8 @@ def _check_edges(nodes: Sequence[str], edges: Collection[Edge]) -> None:
         raise ConfigurationError(f"edges name unknown nodes {unknown}. Add them to nodes, or correct the names.")
     if loops := sorted(e.a for e in edges if e.a == e.b):
         raise ConfigurationError(f"{loops[0]} -> {loops[0]} is a self loop. Remove it: no variable causes itself.")
+    if len({(e.a, e.b) if e.a < e.b else (e.b, e.a) for e in edges}) == len(edges):
+        return
     by_pair: dict[Pair, list[Edge]] = {}
     for e in sorted(edges):
         by_pair.setdefault((min(e.a, e.b), max(e.a, e.b)), []).append(e)

@@ -266,20 +266,25 @@ def _complete(pairs: set[Pair], arrows: dict[Pair, str], nodes: Sequence[str]) -
 def _extend(graph: CausalGraph) -> tuple[CausalGraph, int]:
     """Orient all edges by taking sinks away, and count the unshielded colliders that this adds."""
     work, edges, added = _Partial.of(graph), [], 0
-    while work.parents:
-        cost, sink = _best_sink(work)
+    left = sorted(work.parents)
+    while left:
+        cost, sink = _best_sink(work, left)
+        left.remove(sink)
         edges += [(other, sink) for other in work.around(sink)]
         work.remove(sink)
         added += cost
     return CausalGraph.dag(edges, graph.nodes), added
 
 
-def _best_sink(work: _Partial) -> tuple[int, str]:
-    """The sink that adds the fewest colliders, and their number; the first in name order among equals."""
+def _best_sink(work: _Partial, left: Iterable[str]) -> tuple[int, str]:
+    """The sink that adds the fewest colliders, and their number; the first of ``left`` among equals."""
     best: tuple[int, str] | None = None
-    for node in sorted(work.parents):
-        if not work.children[node] and (best is None or best[0]):
-            best = min(best or (_cost(work, node), node), (_cost(work, node), node))
+    for node in left:
+        if not work.children[node]:
+            cost = _cost(work, node)
+            if not cost:
+                return cost, node
+            best = min(best or (cost, node), (cost, node))
     assert best is not None  # directed edges without a cycle always leave a sink
     return best
 
@@ -288,6 +293,8 @@ def _cost(work: _Partial, node: str) -> int:
     """How many unshielded colliders at ``node`` arise if all its edges point to it: pairs with an undirected
     edge.
     """
-    pairs = combinations(work.around(node), 2)
     lines = work.neighbours[node]
+    if not lines:
+        return 0
+    pairs = combinations(work.around(node), 2)
     return sum((y in lines or z in lines) and not work.adjacent(y, z) for y, z in pairs)

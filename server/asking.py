@@ -63,6 +63,8 @@ class Asker:
     """The members that were revoked when it was looked last."""
     asked: list[str] = field(init=False, default_factory=list)
     """Of the question at hand: whoever may have made the release that it asks for."""
+    slot: tuple[str, int] = field(init=False, default=("", 0))
+    """Of the question at hand: its kind and round."""
 
     def __post_init__(self) -> None:
         self.standings = {name: Standing("unknown") for name in self.roster.names}
@@ -73,6 +75,7 @@ class Asker:
         barred = {name for name, status in self.book.state.statuses.items() if status["status"] == "excluded"}
         here = {name for name, slot in self.book.convicted.items() if slot == (call.kind, call.round)}
         self.asked = [name for name in call.members if name not in barred - here]
+        self.slot = (call.kind, call.round)
 
     def exchange(self, call: Call, ends: float) -> Exchange:
         """The signed question of a call; nobody is asked yet."""

@@ -139,7 +139,7 @@ class Coordinator:
             self._have_end_witnessed()
         except CausalDAOError as error:
             if not isinstance(error, _NO_ABORT) and "proposed" in self.state.done:
-                self._book.abort(error)
+                self._book.abort(error, *self._asker.slot, self._asker.asked)
                 self.on_state("aborted")
             raise
         return self.state
@@ -201,7 +201,7 @@ class Coordinator:
         for name, reply in accepted.items():
             self.state.noise[name] = reply.statement.body["noise"]
         entries = self._book.spoken("evidence", accepted)
-        spends = self._book.spends("evidence", 0, plan(self.study).evidence, self._asker.asked)
+        spends = self._book.spends("evidence", 0, self._asker.asked)
         decided = decide_pool(self.study, evidence, len(self.roster.members))
         proposal = decide_proposal(self.study, decided)
         self.progress(Event("pool", f"kept {len(decided.kept)}, accused {names_of(decided.accused)}", 1, 1))
@@ -263,7 +263,7 @@ class Coordinator:
                 check=checks.effects(base, found, plan(study).effects_sigma),
             )  # fmt: skip
             entries = self._book.spoken("effects", accepted)
-            entries += self._book.spends("effects", 0, _given(plan(study).effects), self._asker.asked)
+            entries += self._book.spends("effects", 0, self._asker.asked)
         sums = {name: reply.parcel.tensors["sums"] for name, reply in accepted.items()}
         effects = estimates.estimate(study, asked, found, sums)
         self.state.effects = estimates.in_order(study, [*self.state.effects, *effects])
@@ -288,7 +288,7 @@ class Coordinator:
         faulty = faults_left(rule, members, self.study.consensus.faulty, len(names))
         result, after = decide_round(self.study, number, before, stack, faulty)
         entries = self._book.spoken("update", accepted)
-        entries += self._book.spends("update", number, _given(plan(self.study).training), self._asker.asked)
+        entries += self._book.spends("update", number, self._asker.asked)
         entries.append(self._book.aggregate(number, names, faulty, result, base, digest(after.model)))
         self.state.rounds.append({"round": number, "loss": None, **summary(rule, names, result)})
         self._book.commit(f"aggregate {number}", entries, after)
@@ -311,8 +311,7 @@ class Coordinator:
         names = sorted(accepted)
         losses = [float(accepted[name].parcel.tensors["loss"][0]) for name in names]
         loss = float(np.clip(np.median(losses), 0.0, bound))
-        spend = _given(plan(self.study).evaluation)
-        spoken = self._book.spends("evaluation", number, spend, self._asker.asked, accepted)
+        spoken = self._book.spends("evaluation", number, self._asker.asked, accepted)
         self.state.rounds[-1]["loss"] = loss
         excluded, total = names_of(self.state.rounds[-1]["excluded"]), self.study.training.rounds
         self.progress(Event("training", f"round {number}: loss {loss:.3f}, excluded {excluded}", number, total))
@@ -435,9 +434,3 @@ class Coordinator:
         if self._known is None:
             self._known = self._book.learnt() or Learnt(self._first_model().state()[0], {})
         return self._known
-
-
-def _given(spend: Spend | None) -> Spend:
-    if spend is None:
-        raise ConfigurationError("The study's plan has no such release, yet one was asked for.")
-    return spend

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from causaldao.aggregation import Aggregate
-from causaldao.budget import Spend, plan
+from causaldao.budget import RELEASES, plan
 from causaldao.decisions import Learnt
 from causaldao.errors import CausalDAOError, ConfigurationError
 from causaldao.ledger.entry import STUDY_STATES, Entry
@@ -130,6 +130,7 @@ class Book:
         states = self.entries(*(f"study.{state}" for state in STUDY_STATES))
         last = states[-1] if states and states[-1].kind == _ABORTED else None
         self._aborted = None if last is None else {"entry": last.index, "code": last.body["code"]}
+        self._debited = self._slots() if any(record.kind == _ABORTED for record in states) else frozenset()
         for record in self.entries("equivocation"):
             self._convict(str(record.body["member"]), str(record.body["kind"]), int(record.body["round"]))
 
@@ -151,11 +152,24 @@ class Book:
         if any(entry.kind.startswith("study.") for entry in entries):
             self._aborted = None
 
-    def abort(self, error: CausalDAOError) -> None:
-        """Record why, and what was seen of the step that failed; its half-made state is left behind."""
+    def abort(self, error: CausalDAOError, kind: str, round: int, asked: Iterable[str]) -> None:
+        """Record why, and what was seen of the step that failed, with what its question may have cost whoever was
+        asked; its half-made state is left behind."""
         body = {"code": error.code, "exit_code": error.exit_code, "reason": error.message}
-        self.log.append([*self.notes, self.transition("aborted", body)])
+        notes = list(self.notes)
         self.load()
+        self._debited = self._slots()  # the step of that question may be done, and another have failed
+        spends = self.spends(kind, round, asked) if kind in RELEASES else []
+        saved = {state_key(self.study.hash): asdict(self.state)}
+        self.log.append([*notes, *spends, self.transition("aborted", body)], saved)
+        self.load()
+
+    def _slots(self) -> frozenset[tuple[str, str, int]]:
+        """Member, kind and round of all that is debited."""
+        return frozenset(
+            (str(record.body["member"]), str(record.body["kind"]), int(record.body["round"]))
+            for record in self.entries("privacy.spend")
+        )
 
     def complain(self, kind: str, round: int, rejected: Rejected) -> bool:
         """Note why an answer was not taken; False if that is noted already: a fault at each retry is one complaint."""
@@ -210,18 +224,26 @@ class Book:
         return entries
 
     def spends(
-        self, kind: str, round: int, spend: Spend, asked: Iterable[str], words: Mapping[str, Accepted] | None = None
+        self, kind: str, round: int, asked: Iterable[str], words: Mapping[str, Accepted] | None = None
     ) -> list[Entry]:
         """Debit everyone who was asked: a release that was lost, or not taken, was made all the same. ``words`` are
-        answers that stand nowhere else."""
+        answers that stand nowhere else.
+
+        Who was debited when the study was aborted is not debited again when it goes on, for its node answers with the
+        same bytes; its word, if it has no entry of its own, is recorded then.
+        """
+        spend = plan(self.study).of(kind)
+        if spend is None:
+            raise ConfigurationError("The study's plan has no such release, yet one was asked for.")
         entries = []
         for name in asked:
-            self.state.spent.setdefault(name, []).append(asdict(spend))
+            debited, reply = (name, kind, round) in self._debited, (words or {}).get(name)
+            if not debited:
+                self.state.spent.setdefault(name, []).append(asdict(spend))
             body = {"study": self.study.hash, "member": name, "kind": kind, "round": round, **asdict(spend)}
-            reply = (words or {}).get(name)
-            if reply is None:
+            if reply is None and not debited:
                 entries.append(Entry("privacy.spend", body))
-            else:
+            elif reply is not None:
                 entries.append(Entry("privacy.spend", {**body, **_envelope(reply)}, _payloads(reply)))
         return entries
 

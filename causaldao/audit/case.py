@@ -182,7 +182,10 @@ def differences(recorded: Any, expected: Any, path: str = "", rounding: float = 
     if isinstance(expected, float | int) and not isinstance(expected, bool):
         same = isinstance(recorded, float | int) and bool(np.isclose(recorded, expected, rtol=TOLERANCE, atol=rounding))
         return "" if same else f"{path.lstrip('.')} is {recorded!r}, computed {expected!r}"
-    if type(recorded) is not type(expected) or (isinstance(expected, dict | list) and len(recorded) != len(expected)):
+    if isinstance(expected, dict) and isinstance(recorded, dict) and recorded.keys() != expected.keys():
+        odd = ", ".join(sorted(map(ascii, recorded.keys() ^ expected.keys())))
+        return f"{path.lstrip('.')} has other names than what is computed: {odd}".lstrip()
+    if type(recorded) is not type(expected) or (isinstance(expected, list) and len(recorded) != len(expected)):
         return f"{path.lstrip('.')} has another form than what is computed"
     if type(expected) in finders:
         return next((found for found in finders[type(expected)]() if found), "")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import pairwise, zip_longest
 from typing import Any
 
 from causaldao.audit.case import Audit, Case, Fault
-from causaldao.budget import plan
+from causaldao.budget import Spend, plan
 from causaldao.decisions import (
     answers_needed,
     effects_needed,
@@ -32,6 +33,23 @@ ORDER = (
     "update",
     "release",
 )  # none before what it rests on
+# What an entry says, besides "study": the rest of the audit recomputes these and looks at nothing else.
+SAYS = {
+    "pool": ("pool", "proposal"),
+    "adopt": ("consensus", "effects"),
+    "estimate": ("base", "asked", "effects"),
+    "aggregate": (
+        "round", "rule", "faulty", "members", "weights", "excluded", "norms", "base", "result", "gram", "gram_payload",
+    ),
+    "release": ("model", "dag", "votes"),
+    "study.approved": ("approvals",), "study.roll-call": ("present",), "study.evidence": ("noise",),
+    "study.ballots": ("voters",), "study.adopted": (), "study.training": ("round", "loss"),
+    "study.evaluated": ("rounds",), "study.released": (), "study.closed": ("heard",),
+    "study.aborted": ("code", "exit_code", "reason"),
+    **dict.fromkeys(("evidence", "ballot", "effects"), ("member", "round", "envelope", "manifest")),
+    "update": ("member", "round", "envelope", "manifest", "norm"),
+    "privacy.spend": ("member", "kind", "round", *(one.name for one in fields(Spend)), "envelope", "manifest"),
+}  # fmt: skip
 DECISIONS = {"evidence": "pool", "adopted": "adopt", "training": "aggregate", "released": "release"}
 
 
@@ -65,6 +83,15 @@ def course(case: Case, result: Audit) -> None:
             Fault(index, f"the {earlier!r} comes after entry {first}, which rests on it") for index in late
         ]
     result.checked.append(f"course of the study, {len(states)} states")
+
+
+def bodies(case: Case, result: Audit) -> None:
+    """No entry says more than its kind does: what nothing is computed of would stand there signed and unchecked."""
+    for line in case.entries:
+        case.last, also = line.index, ("study", *(("resumed_after",) if line.kind.startswith("study.") else ()))
+        if line.kind in SAYS and (odd := sorted(set(line.body) - {*SAYS[line.kind], *also})):
+            what = f"the {line.kind!r} also says {', '.join(map(ascii, odd))}, which follows from nothing"
+            result.faults.append(Fault(line.index, what))
 
 
 def _decided(case: Case, state: Line, kind: str) -> bool:
@@ -148,29 +175,37 @@ def _approvals(case: Case, result: Audit) -> list[str]:
 
 def budget(case: Case, result: Audit) -> None:
     """No member was asked for more than the study's plan allows, and each release is accounted."""
-    study, spent = case.given, dict[str, list[tuple[str, int]]]()
-    for line in case.lines("privacy.spend"):
-        slots = spent.setdefault(line.body["member"], [])
-        if (line.body["kind"], line.body["round"]) in slots or not _planned(study, line.body):
+    study, spent, called = case.given, dict[str, dict[tuple[str, int], Line]](), case.one("study.roll-call")
+    aborted = [line.index for line in case.lines("study.aborted")]
+    for line in list(case.lines("privacy.spend")):
+        case.last, slots = line.index, spent.setdefault(line.body["member"], {})
+        slot = (line.body["kind"], line.body["round"])
+        twice = slot in slots and not _word_after_abort(slots[slot], line, aborted)
+        if twice or not _planned(study, line.body):
             result.faults.append(Fault(line.index, f"the spending of {line.body['member']} is not in the study's plan"))
-        slots.append((line.body["kind"], line.body["round"]))
+        if called is None or line.body["member"] not in called.body["present"]:
+            result.faults.append(Fault(line.index, f"{line.body['member']} spends, but is not in the roll call"))
+        slots[slot] = slots[slot] if twice else line
     for kind in ("evidence", "effects", "update"):
         for line in case.lines(kind):
-            if (kind, line.body["round"]) not in spent.get(line.body["member"], []):
+            if (kind, line.body["round"]) not in spent.get(line.body["member"], {}):
                 result.faults.append(
                     Fault(line.index, f"the {kind} of {line.body['member']} is not in its privacy account")
                 )
     result.checked.append(f"privacy spending of {len(spent)} members against the study's plan")
 
 
+def _word_after_abort(first: Line, second: Line, aborted: Sequence[int]) -> bool:
+    """Whether it is one spending in two entries: the study was aborted once it was asked for, and the entry with the
+    member's word, which stands nowhere else, came when it went on."""
+    between = any(first.index < index < second.index for index in aborted)
+    return between and "envelope" in second.body and "envelope" not in first.body
+
+
 def _planned(study: Study, body: Mapping[str, Any]) -> bool:
-    planned = plan(study)
-    spend = {
-        "evidence": planned.evidence, "effects": planned.effects, "update": planned.training,
-        "evaluation": planned.evaluation,
-    }.get(body["kind"])  # fmt: skip
+    spend = plan(study).of(body["kind"])
     rounds = (0,) if body["kind"] in ("evidence", "effects") else range(1, study.training.rounds + 1)
     return spend is not None and body["round"] in rounds and all(body[k] == v for k, v in vars(spend).items())
 
 
-CHECKS = (course, people, budget)
+CHECKS = (course, bodies, people, budget)

@@ -99,7 +99,8 @@ def _colliders(marks: Marks, sets: Sets) -> list[Triple]:
 def _sets(found: Skeleton, colliders: str = COLLIDERS[0]) -> dict[Pair, frozenset[str]]:
     """Of each pair the set that separates it, or the union of all that did."""
     if colliders == "unanimous":
-        return {pair: frozenset().union(*found.sets(pair)) for pair in found.separated}
+        several = found.several()
+        return {pair: frozenset(a.given).union(*several.get(pair, ())) for pair, a in found.separated.items()}
     return {pair: frozenset(answer.given) for pair, answer in found.separated.items()}
 
 

@@ -184,13 +184,25 @@ class _Moments:
         """(d, d): by about how much F falls if an edge of ``among`` is put in; 0 elsewhere."""
         inside = self._slopes(fit, *np.nonzero(edges))
         causes, effects = np.nonzero(among)
-        slopes = self._slopes(fit, causes, effects)[:, : len(causes)]
-        cross, whole = inside.T @ slopes, (slopes**2).sum(axis=0)
+        left, right = self.basis @ fit.covariance, self.basis @ fit.mixing.T
+        # the derivative by W_ij is l_r m_c + m_r l_c over the spread, with l, m columns of left and right: sums over
+        # the entries r <= c are forms lᵀYm, so the derivatives themselves, d² columns of d²/2, are never written down
+        cross = (left.T @ self._form(inside.T) @ right)[:, causes, effects]
+        downhill = (left.T @ self._form(fit.residuals) @ right)[causes, effects]
+        weight, both = self._form(1 / self.spread), left[:, causes] * right[:, effects]
+        whole = ((left**2).T @ weight @ right**2)[causes, effects] + (both * (weight @ both)).sum(axis=0)
         free = whole - (cross * (_inverse(inside) @ cross)).sum(axis=0)
         found = np.zeros(edges.shape)
-        gain = (slopes.T @ fit.residuals) ** 2 / np.maximum(free, _TINY)
+        gain = downhill**2 / np.maximum(free, _TINY)
         found[causes, effects] = np.where(free > 1e-6 * whole, gain, 0.0)
         return found
+
+    def _form(self, entries: Floats) -> Floats:
+        """(..., d, d): the symmetric Y with lᵀYm = Σ_{r≤c} (l_r m_c + m_r l_c) x_rc / spread, of entries x (..., P)."""
+        d = len(self.basis)
+        form = np.zeros((*entries.shape[:-1], d, d))
+        form[..., self.rows, self.columns] = entries / self.spread
+        return form + form.swapaxes(-1, -2)
 
     def _regressions(self, edges: Edges) -> tuple[Floats, Floats]:
         weights, errors = np.zeros(edges.shape), self.covariance.diagonal().copy()

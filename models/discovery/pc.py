@@ -6,7 +6,7 @@ majority colliders; conservative ones are Ramsey, Spirtes & Zhang (2006).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 
 from causaldao.errors import MisuseError
@@ -85,7 +85,8 @@ def _search(
     triples = [triple for triple in bare.unshielded_triples() if (triple[0], triple[2]) in found.separated]
     verdicts = _verdicts(colliders, oracle, found, triples, usable)
     graph, conflicts = _orient(bare, found, verdicts, knowledge, priority)
-    sets = {pair: frozenset(test.given) for pair, test in found.separated.items()}
+    kept = {given: frozenset(given) for given in {test.given for test in found.separated.values()}}
+    sets = {pair: kept[test.given] for pair, test in found.separated.items()}
     ambiguous = frozenset(triple for triple, verdict in verdicts.items() if verdict is None)
     return Discovery(graph, frozenset(found.near), sets, conflicts, ambiguous, oracle.notes())
 
@@ -108,7 +109,7 @@ def _verdicts(rule: str, oracle: Oracle, found: Skeleton, triples: Iterable[Trip
     asked = list(triples)
     sets: dict[Pair, list[tuple[str, ...]]] = {}
     if rule == "unanimous":
-        sets = found.several
+        sets = found.several()
     elif rule != "stable":
         sets = all_separating_sets(oracle, found, {(a, b) for a, _, b in asked}, usable)
     verdicts: Verdicts = {}
@@ -141,22 +142,28 @@ def _orient(
 def _admit(bare: CausalGraph, arrows: set[Pair], colliders: Iterable[Triple]) -> CausalGraph:
     """Direct the knowledge's arrows, then each collider that neither reverses an arrow nor closes a cycle."""
     held = set(arrows)
+    below: dict[str, set[str]] = {node: set() for node in bare.nodes}
+    for a, b in held:
+        below[a].add(b)
     for a, c, b in colliders:
         new = {(a, c), (b, c)} - held
-        if (c, a) not in held and (c, b) not in held and not _closes_cycle(held, new, c):
+        if (c, a) not in held and (c, b) not in held and not _reaches(below, c, {end for end, _ in new}):
             held |= new
+            below[a].add(c)
+            below[b].add(c)
     return _directed(bare, held)
 
 
-def _closes_cycle(arrows: set[Pair], new: set[Pair], c: str) -> bool:
-    """Whether a directed path leads from c to the tail of a new arrow into c."""
-    below, todo = {c}, [c]
+def _reaches(below: Mapping[str, set[str]], c: str, ends: set[str]) -> bool:
+    """Whether a directed path leads from c to one of the ends."""
+    seen, todo = {c}, [c]
     while todo:
-        node = todo.pop()
-        found = {b for a, b in arrows if a == node} - below
-        below |= found
+        found = below[todo.pop()] - seen
+        if found & ends:
+            return True
+        seen |= found
         todo.extend(found)
-    return any(a in below for a, _ in new)
+    return False
 
 
 def _directed(bare: CausalGraph, arrows: set[Pair]) -> CausalGraph:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import combinations, islice, repeat
+from itertools import chain, combinations, islice, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,9 @@ class Answer(NamedTuple):
     pair: Pair
     given: tuple[str, ...]
     statistic: float
+
+
+_ANSWER = partial(tuple.__new__, Answer)  # of a triple at once: there are many
 
 
 class Ask(NamedTuple):
@@ -103,23 +106,22 @@ class Oracle:
         tests = PartialCorrelations.of(chosen)
         return cls(names, tests.run, float(norm.isf(alpha / 2)), largest, tests.checked, notes)
 
-    def telling(self, blocks: Iterable[Integers], level: int) -> Iterator[Answer]:
-        """The answers that separate their pair or are nearly on the line, to questions given as positions (a, b, S)
-        among the sorted names, in blocks (m, 2 + level).
+    def telling(self, blocks: Iterable[Integers], level: int) -> Iterator[tuple[Integers, Floats]]:
+        """The questions that separate their pair or are nearly on the line, and their statistics, of questions given
+        as positions (a, b, S) among the sorted names, in blocks (m, 2 + level).
         """
-        names = sorted(self.names)
-        if self.statistics is None:
-            rows = (row for block in blocks for row in block.tolist())
-            questions = (((names[a], names[b]), tuple([names[c] for c in given])) for a, b, *given in rows)
-            yield from (one for one in self.run(questions, level) if one.statistic < self.critical + NEAR)
-            return
         for batch in _batches(blocks):
-            statistics = self.statistics(torch.from_numpy(batch)).numpy()
+            statistics = self._asked(batch, level)
             told = np.flatnonzero(statistics < self.critical + NEAR)
-            first, second, *columns = batch[told].T.tolist()
-            sets = zip(*columns, strict=True) if level else repeat(())  # a list for each row would be one too many
-            for a, b, given, statistic in zip(first, second, sets, statistics[told].tolist(), strict=False):
-                yield Answer((names[a], names[b]), tuple([names[c] for c in given]) if level else (), statistic)
+            yield batch[told], statistics[told]
+
+    def _asked(self, batch: Integers, level: int) -> Floats:
+        if self.statistics is not None:
+            found: Floats = self.statistics(torch.from_numpy(batch)).numpy()
+            return found
+        names = sorted(self.names)
+        questions = (((names[a], names[b]), tuple([names[c] for c in given])) for a, b, *given in batch.tolist())
+        return np.fromiter((one.statistic for one in self.run(questions, level)), np.float64, len(batch))
 
 
 def _few(count: float, largest: int) -> tuple[str, ...]:
@@ -133,40 +135,57 @@ def _few(count: float, largest: int) -> tuple[str, ...]:
 class Skeleton:
     """The pairs still adjacent, the test that separated each other tested pair, the near ties.
 
-    ``several`` holds, of each pair that several sets separated of those asked about together, all of these.
+    ``groups`` holds, by positions among the names, the questions of pairs that several sets separated of those asked
+    about together.
     """
 
     pairs: set[Pair]
     separated: dict[Pair, Answer] = field(default_factory=dict)
     near: set[Pair] = field(default_factory=set)
-    several: dict[Pair, list[tuple[str, ...]]] = field(default_factory=dict)
+    groups: list[tuple[list[str], Integers]] = field(default_factory=list)
 
     def test(self, oracle: Oracle, asks: Iterable[Ask], level: int) -> None:
         """Ask all, given sets of that size; a pair that a test separates is taken away, with the test of the least
         statistic.
         """
-        self.settle(oracle, _rows(asks, _places(oracle.names), level), level)
+        names = sorted(oracle.names)
+        settled = self.settle(oracle, _rows(asks, _places(names), level), level)
+        self.pairs.difference_update((names[a], names[b]) for a, b in settled.tolist())
 
-    def settle(self, oracle: Oracle, blocks: Iterable[Integers], level: int) -> None:
-        """As `test`, of questions in blocks of positions (`Oracle.telling`)."""
-        best: dict[Pair, Answer] = {}
-        for answer in oracle.telling(blocks, level):
-            pair, given, statistic = answer
-            if abs(statistic - oracle.critical) < NEAR:
-                self.near.add(pair)
-            if statistic > oracle.critical:
-                continue
-            if (other := best.get(pair)) is None:
-                best[pair] = answer
-                continue
-            self.several.setdefault(pair, [other.given]).append(given)
-            best[pair] = min(other, answer, key=_by_dependence)
-        self.separated.update(best)
-        self.pairs.difference_update(best)
+    def settle(self, oracle: Oracle, blocks: Iterable[Integers], level: int) -> Integers:
+        """Ask questions in blocks of positions (`Oracle.telling`), and keep of each pair that a test separates the test
+        of the least statistic. These pairs, (m, 2); the caller takes them away.
+        """
+        told = list(oracle.telling(blocks, level))
+        if not told:
+            return np.empty((0, 2), dtype=np.int64)
+        names = sorted(oracle.names)
+        rows, statistics = (np.concatenate(parts) for parts in zip(*told, strict=True))
+        near = rows[np.abs(statistics - oracle.critical) < NEAR]
+        self.near.update((names[a], names[b]) for a, b in near[:, :2].tolist())
+        below = np.flatnonzero(statistics <= oracle.critical)
+        rows, statistics = rows[below], statistics[below]
+        if level:  # by pairs, of each the least dependence first; on a tie the first set in name order
+            order = np.lexsort((*rows[:, :1:-1].T, statistics, rows[:, 0] * len(names) + rows[:, 1]))
+            rows, statistics = rows[order], statistics[order]
+            starts = np.flatnonzero(np.r_[True, (rows[1:, :2] != rows[:-1, :2]).any(axis=1)][: len(rows)])
+            sizes = np.diff(starts, append=len(rows))
+            self.groups.append((names, rows[np.repeat(sizes > 1, sizes)]))
+            rows, statistics = rows[starts], statistics[starts]
+        first, second, *columns = (map(names.__getitem__, column) for column in rows.T.tolist())
+        pairs = list(zip(first, second, strict=True))
+        sets: Iterable[tuple[str, ...]] = zip(*columns, strict=True) if level else repeat(())
+        answers = map(_ANSWER, zip(pairs, sets, statistics.tolist(), strict=False))
+        self.separated.update(zip(pairs, answers, strict=True))
+        return rows[:, :2]
 
-    def sets(self, pair: Pair) -> list[tuple[str, ...]]:
-        """Every set that separated the pair, of those asked about together with the best."""
-        return self.several.get(pair) or [self.separated[pair].given]
+    def several(self) -> dict[Pair, list[tuple[str, ...]]]:
+        """Of each pair that several sets separated of those asked about together, all of these."""
+        several: dict[Pair, list[tuple[str, ...]]] = {}
+        for names, rows in self.groups:
+            for a, b, *given in rows.tolist():
+                several.setdefault((names[a], names[b]), []).append(tuple([names[c] for c in given]))
+        return several
 
     def around(self, names: Iterable[str]) -> dict[str, list[str]]:
         """The sorted adjacencies of each name."""
@@ -177,11 +196,6 @@ class Skeleton:
         return {name: sorted(others) for name, others in around.items()}
 
 
-def _by_dependence(answer: Answer) -> tuple[float, tuple[str, ...]]:
-    """Least dependence first; on a tie the first set in name order."""
-    return answer.statistic, answer.given
-
-
 def stable_skeleton(
     oracle: Oracle, pairs: Iterable[Pair], certain: Callable[[str, str], bool] | None, usable: Usable | None = None
 ) -> Skeleton:
@@ -190,15 +204,17 @@ def stable_skeleton(
     Pairs that are ``certain``, if that is given, are not tested; in a test of a, b from the side of a, the sets hold
     adjacencies c of a with ``usable(a, b, c)`` only; without it any.
     """
-    found = Skeleton(set(pairs))
-    certainly = {pair for pair in found.pairs if certain(*pair)} if certain else set()
-    adjacent = _adjacent(found.pairs, oracle.names)
+    listed, names = list(pairs), sorted(oracle.names)
+    found, ends = Skeleton(set()), _ends(listed, _places(names))
+    adjacent = _adjacent(ends, len(names))
+    asked = ends[np.array([not certain(*pair) for pair in listed], dtype=np.bool_)] if certain else ends
     for level in range(oracle.largest + 1):
-        asked = found.pairs - certainly if certainly else found.pairs
-        found.settle(oracle, _around(asked, oracle.names, adjacent, level, usable), level)
-        adjacent = _adjacent(found.pairs, oracle.names)
+        a, b = found.settle(oracle, _around(asked, names, adjacent, level, usable), level).T
+        adjacent[a, b] = adjacent[b, a] = False
+        asked = asked[adjacent[asked[:, 0], asked[:, 1]]]
         if adjacent.sum(axis=1).max(initial=0) <= level + 1:
             break
+    found.pairs.update(listed[place] for place in np.flatnonzero(adjacent[ends[:, 0], ends[:, 1]]).tolist())
     return found
 
 
@@ -208,15 +224,19 @@ def all_separating_sets(
     """Of each of the pairs, which are not adjacent, all sets that separate it among the final adjacencies of one of
     its ends: exponentially many tests in their number. Near ties are added to ``found``.
     """
-    around, adjacent = found.around(oracle.names), _adjacent(found.pairs, oracle.names)
+    names = sorted(oracle.names)
+    places = _places(names)
     sets: dict[Pair, list[tuple[str, ...]]] = {pair: [] for pair in sorted(pairs)}
-    widest = max((len(around[name]) for pair in sets for name in pair), default=-1)
+    asked, adjacent = _ends(sets, places), _adjacent(_ends(found.pairs, places), len(places))
+    widest = int(adjacent[asked].sum(axis=2).max(initial=-1))
     for level in range(min(widest, oracle.largest) + 1):
-        for answer in oracle.telling(_around(sets, oracle.names, adjacent, level, usable), level):
-            if abs(answer.statistic - oracle.critical) < NEAR:
-                found.near.add(answer.pair)
-            if answer.statistic <= oracle.critical:
-                sets[answer.pair].append(answer.given)
+        for rows, statistics in oracle.telling(_around(asked, names, adjacent, level, usable), level):
+            for row, statistic in zip(rows.tolist(), statistics.tolist(), strict=True):
+                a, b, *given = [names[place] for place in row]
+                if abs(statistic - oracle.critical) < NEAR:
+                    found.near.add((a, b))
+                if statistic <= oracle.critical:
+                    sets[a, b].append(tuple(given))
     return sets
 
 
@@ -225,42 +245,39 @@ def _places(names: Iterable[str]) -> dict[str, int]:
     return {name: i for i, name in enumerate(sorted(names))}
 
 
-def _adjacent(pairs: Collection[Pair], names: Iterable[str]) -> Flags:
-    """(d, d): which of the sorted names are adjacent."""
-    places = _places(names)
-    adjacent = np.zeros((len(places), len(places)), dtype=np.bool_)
-    a, b = _ends(pairs, places).T
+def _adjacent(ends: Integers, d: int) -> Flags:
+    """(d, d): which of the sorted names are adjacent, from the pairs (m, 2) that are."""
+    adjacent = np.zeros((d, d), dtype=np.bool_)
+    a, b = ends.T
     adjacent[a, b] = adjacent[b, a] = True
     return adjacent
 
 
 def _ends(pairs: Collection[Pair], places: Mapping[str, int]) -> Integers:
-    ends = np.fromiter((places[name] for pair in pairs for name in pair), np.int64, 2 * len(pairs))
+    ends = np.fromiter(map(places.__getitem__, chain.from_iterable(pairs)), np.int64, 2 * len(pairs))
     return ends.reshape(-1, 2)
 
 
 def _around(
-    pairs: Collection[Pair], names: Iterable[str], adjacent: Flags, level: int, usable: Usable | None
+    ends: Integers, names: Sequence[str], adjacent: Flags, level: int, usable: Usable | None
 ) -> Iterator[Integers]:
-    """Each pair with each set of ``level`` usable adjacencies of one of its ends, none twice; as `_rows`, from the
-    (d, d) adjacencies of the sorted names. A list for each pair would cost more than the tests.
+    """Each pair (m, 2) with each set of ``level`` usable adjacencies of one of its ends, none twice; as `_rows`, from
+    the (d, d) adjacencies of the sorted names. A list for each pair would cost more than the tests.
     """
-    places = _places(names)
-    known, ends = list(places), _ends(pairs, places)
-    step = max(1, _FLAGS // max(1, len(known))) if level else _CHUNK
+    step = max(1, _FLAGS // max(1, len(names))) if level else _CHUNK
     for start in range(0, len(ends), step):
         part = ends[start : start + step]
         if not level:
             yield part
             continue
-        offered = np.zeros((len(part), len(known)), dtype=np.bool_)
+        offered = np.zeros((len(part), len(names)), dtype=np.bool_)
         for side in (part, part[:, ::-1]):
             pools = adjacent[side[:, 0]]
             pools[np.arange(len(side)), side[:, 1]] = False
             if usable is not None:
                 for row, c in np.argwhere(pools):
                     a, b = side[row]
-                    pools[row, c] = usable(known[a], known[b], known[c])
+                    pools[row, c] = usable(names[a], names[b], names[c])
             yield from _of_pools(part, pools, offered, level)
             offered = pools
 
@@ -362,21 +379,35 @@ class PartialCorrelations:
 
     def statistics(self, rows: Tensor) -> Tensor:
         """(B, 2 + |S|) indices (a, b, S) -> (B,) |z| / se; infinite where no positive variance is left."""
-        level = rows.shape[1] - 2
-        pair, given = rows[:, :2], rows[:, 2:]
-        cross = self._block(given, pair)
-        weights, ok = _regress(self._block(given, given), cross)
-        residual = self._block(pair, pair) - cross.mT @ weights
-        variances = residual.diagonal(dim1=1, dim2=2)
-        ok &= (variances > _SINGULAR).all(dim=1)
-        deviations = variances.clamp_min(_SINGULAR).sqrt()
-        rho = residual[:, 0, 1] / deviations.prod(dim=1)
+        weights, (first, second, cross), ok = self._residuals(rows)
+        ok &= (first > _SINGULAR) & (second > _SINGULAR)
+        deviations = torch.stack([first, second], dim=1).clamp_min(_SINGULAR).sqrt()
+        rho = cross / (deviations[:, 0] * deviations[:, 1])
         ok &= rho.abs() < 1
         rho = torch.where(ok, rho, 0.0)
-        vectors = torch.cat([torch.eye(2, dtype=rho.dtype).expand(len(rows), 2, 2), -weights.mT], dim=2)
-        privacy = self._privacy(vectors / deviations[:, :, None], rows, rho)
-        error = (1 / (self.count - level - 3) + privacy**2).sqrt()
-        return torch.where(ok, rho.atanh().abs() / error, _NO_POWER)
+        error = torch.tensor(1 / (self.count - rows.shape[1] - 1), dtype=rho.dtype)
+        if self.noise:
+            vectors = torch.cat([torch.eye(2, dtype=rho.dtype).expand(len(rows), 2, 2), -weights.mT], dim=2)
+            error = error + self._privacy(vectors / deviations[:, :, None], rows, rho) ** 2
+        return torch.where(ok, rho.atanh().abs() / error.sqrt(), _NO_POWER)
+
+    def _residuals(self, rows: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
+        """The weights (B, |S|, 2) of S in the regressions of a and b, the residuals' two variances and covariance, (B,)
+        each, and whether there is such a regression, (B,).
+        """
+        pair, given = rows[:, :2], rows[:, 2:]
+        if given.shape[1] < 2:  # without a matrix for each row
+            a, b = pair.T
+            own = (self.correlation[a, a], self.correlation[b, b], self.correlation[a, b])
+            cross = self._block(given, pair)
+            if given.shape[1]:
+                u, w = cross[:, 0].T
+                own = (own[0] - u * u, own[1] - w * w, own[2] - u * w)
+            return cross, own, torch.ones(len(rows), dtype=torch.bool)
+        cross = self._block(given, pair)
+        weights, ok = _regress(self._block(given, given), cross)
+        left = self._block(pair, pair) - cross.mT @ weights
+        return weights, (left[:, 0, 0], left[:, 1, 1], left[:, 0, 1]), ok
 
     def _privacy(self, vectors: Tensor, rows: Tensor, rho: Tensor) -> Tensor:
         """(B,) standard deviation of z that the noise brings: σ‖A‖_F / (1 - ρ²), A = sym(u wᵀ) - ρ/2 (u uᵀ +
@@ -385,8 +416,6 @@ class PartialCorrelations:
         ``vectors`` (B, 2, 2 + |S|) are u and w, the residuals' coefficients in units of correlation, uᵀRu =
         1; on the moments Σ x xᵀ they become coefficients of (1, z) with an entry for the mean, over √n.
         """
-        if not self.noise:
-            return torch.zeros_like(rho)
         scaled = vectors / self.scale[rows][:, None, :]
         constant = (scaled * self.mean[rows][:, None, :]).sum(dim=2, keepdim=True)
         vectors = torch.cat([constant, scaled], dim=2)
@@ -492,9 +521,7 @@ class CountTests:
 
 
 def _regress(block: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-    """(weights (B, s, 2), whether the block was positive definite (B,)); for s < 2 the block is [] or [1]."""
-    if block.shape[1] < 2:
-        return cross, torch.ones(len(block), dtype=torch.bool)
+    """(weights (B, s, 2), whether the block was positive definite (B,))."""
     factor, failed = torch.linalg.cholesky_ex(block)
     good = failed == 0
     factor = torch.where(good[:, None, None], factor, torch.eye(block.shape[1], dtype=block.dtype))

@@ -20,6 +20,7 @@ from causaldao.simulations.attacks.records import (
     plant_trigger,
     shift_quietly,
 )
+from causaldao.simulations.attacks.sums import shift_sums
 from causaldao.simulations.attacks.updates import CRAFTS, Craft, Pipeline, Sight
 
 __all__ = [
@@ -84,6 +85,7 @@ ATTACKS = {
             "collude", "one agreed story in evidence and ballots: nothing moves the outcome", deny_effect,
             knowledge=deny_knowledge,
         ),
+        Attack("shift-sums", "honest evidence, then sums for an effect as if it were larger", act=shift_sums),
         Attack("drop-out", "silence from the first round of training on", silent=_TRAINING),
         *MALFORMED,
     )

@@ -27,6 +27,7 @@ NAMES = (
     "federated-features",
     "continuous",
     "federated",
+    "wide-fit",
     "scm",
     "federated-effects",
     "edge-probabilities",

@@ -223,13 +223,13 @@ def _done(work: _Work) -> list[tuple[Setting, dict[str, dict[str, float]]]]:
     for setting in work.settings:
         liars = names[: setting.liars]  # first in the order of names, which is how the rules break ties
         honest = Evidence.from_data(rows.iloc[setting.liars * setting.rows :])
-        pooled = _scores(cache.proposal(honest).pattern.edges, truth)
+        pooled = scored(cache.proposal(honest).pattern.edges, truth)
         scores = {"pooled": pooled | {"extra": 0.0}}
         for name in work.methods:
             scores[name] = _federated(world, setting, METHODS[name], released, liars, truth, cache)
         if math.isinf(setting.epsilon) and setting.attack in ("none", "reversed"):
             sent = lies(world, setting.attack, released, liars, _nothing, work.seed)
-            scores |= {peer: _scores(_PEERS[peer](sent, cache), truth) for peer in work.peers}
+            scores |= {peer: scored(_PEERS[peer](sent, cache), truth) for peer in work.peers}
         for score in scores.values():
             score["extra"] = score["shd"] - pooled["shd"]
         found.append((setting, scores))
@@ -275,7 +275,7 @@ def _federated(
     ballots = {name: cast(proposal, see(own)) for name, own in evidence.items()}
     rule = ConsensusRule(THRESHOLD, setting.faulty, len(evidence))
     found = adopt(proposal, ballots, rule).pattern
-    return _scores(found.edges, truth) | {
+    return scored(found.edges, truth) | {
         "kept": float(len(pooled.kept)),
         "liars_kept": float(len(set(pooled.kept) & set(liars))),
         "honest_accused": float(len(set(pooled.accused) - set(liars))),
@@ -305,7 +305,7 @@ def _majority(evidence: Mapping[str, Evidence], cache: _Cache) -> Edges:
 _PEERS = {"mean": _mean_graph, "majority": _majority}
 
 
-def _scores(found: Edges, truth: Edges) -> dict[str, float]:
+def scored(found: Edges, truth: Edges) -> dict[str, float]:
     """Of edges that need not be a graph: a majority may go in circles."""
     differ = {(min(e.a, e.b), max(e.a, e.b)) for e in found ^ truth}
     return {

@@ -293,6 +293,57 @@ def test_a_coordinator_signs_what_does_not_follow(
     _named(found, index, *words)
 
 
+@pytest.mark.parametrize(("aborted", "worded", "faults"), [(True, True, 0), (True, False, 1), (False, True, 1)])
+def test_a_spending_stands_twice(case: Case, aborted: bool, worded: bool, faults: int) -> None:
+    """What was asked for before an abort is accounted there; the member's word comes when the study goes on."""
+
+    def change(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        spend = next(r for r in records if r["kind"] == "privacy.spend" and r["body"]["kind"] == "evaluation")
+        where, words = records.index(spend), ("envelope", "manifest")
+        paid = {**spend, "body": {k: v for k, v in spend["body"].items() if k not in words}, "payloads": []}
+        said = {"study": spend["body"]["study"], "code": "guarantee", "exit_code": 13, "reason": "Two were away."}
+        ended = {**paid, "kind": "study.aborted", "body": said}
+        again = records[where:] if worded else [paid, *records[where:]]
+        return [*records[:where], paid, *([ended] if aborted else []), *again]
+
+    found = case.forge(change).faults
+    assert sum("is not in the study's plan" in fault.what for fault in found) == faults
+    assert len(found) == faults
+
+
+def test_somebody_spends_who_was_not_there(case: Case) -> None:
+    def change(records: list[dict[str, Any]]) -> None:
+        roll = _of(records, "study.roll-call")["body"]["present"]
+        roll.remove("hospital-04")
+
+    found = case.forge(change)
+    _named(found, _first_index(case, "privacy.spend") + 3, "hospital-04", "spends")
+
+
+def test_an_entry_says_more_than_follows(case: Case) -> None:
+    kinds = ("pool", "adopt", "aggregate", "release", "study.training", "study.closed", "update", "privacy.spend")
+
+    def change(records: list[dict[str, Any]]) -> None:
+        for kind in kinds:
+            _of(records, kind)["body"]["remark"] = "hospital-01 was told to repeat its answer"
+
+    found = case.forge(change)
+    for kind in kinds:
+        _named(found, _first_index(case, kind), "also says", "remark")
+    assert len(found.faults) == len(kinds)
+
+
+def test_a_name_stands_in_the_place_of_one_without_a_value(case: Case) -> None:
+    """Where None is computed, to leave the name out and put another in keeps the number of names."""
+
+    def change(records: list[dict[str, Any]]) -> None:
+        effect = _of(records, "adopt")["body"]["effects"][0]
+        del effect[next(name for name, value in effect.items() if value is None)]
+        effect["remark"] = "hospital-01 was told to repeat its answer"
+
+    _named(case.forge(change), _first_index(case, "adopt"), "other names", "remark")
+
+
 @pytest.mark.parametrize("kind", [
     "pool", "adopt", "release", "aggregate", "study.approved", "study.roll-call", "study.ballots", "study.training",
     "study.evaluated", "study.adopted",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from causaldao.decisions import cautions
+from causaldao.decisions import MEASURED_FIT, cautions
 from causaldao.errors import ConfigurationError
 from causaldao.signing import canonical
 from causaldao.study import Study
@@ -308,6 +308,17 @@ def test_a_clip_that_shortens_every_record_is_warned_of() -> None:
     (caution,) = cautions(Study.from_mapping(value))
     assert "discovery.clip 1.5 shortens every record" in caution
     assert cautions(Study.from_mapping(_mixed())) == ()
+
+
+@pytest.mark.parametrize(("method", "variables", "warned"), [
+    ("moment-fit", MEASURED_FIT, 0), ("moment-fit", MEASURED_FIT + 1, 1), ("boss", MEASURED_FIT + 1, 0),
+])  # fmt: skip
+def test_a_search_beyond_what_was_measured_is_not_warned_of(method: str, variables: int, warned: int) -> None:
+    value = study(training={"rounds": 0}).to_json()
+    more = [{**value["variables"][0], "name": f"v{k}"} for k in range(variables - len(value["variables"]))]
+    asked = {**value, "variables": [*value["variables"], *more], "discovery": {"method": method}}
+    said = cautions(Study.from_mapping(asked))
+    assert [f"measured up to {MEASURED_FIT} variables" in one for one in said] == [True] * warned
 
 
 def test_the_worked_example_of_the_docs_is_another_study_than_they_say() -> None:

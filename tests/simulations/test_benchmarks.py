@@ -12,7 +12,7 @@ import torch
 
 from causaldao.errors import MisuseError
 from causaldao.simulations.attacks import ATTACKS
-from causaldao.simulations.benchmarks import aggregation, byzfl, causal_unit, discovery, run
+from causaldao.simulations.benchmarks import aggregation, byzfl, causal_unit, discovery, run, wide_fit
 from causaldao.simulations.benchmarks.demo import VARIANTS
 from causaldao.simulations.benchmarks.ledger import file_system
 from causaldao.simulations.benchmarks.scale import descendants
@@ -257,6 +257,15 @@ def test_studies_on_features_are_measured_on_the_records_that_made_their_bounds(
     found = run("federated-features", **options)
     assert [row["features"] for row in found["curved"]] == ["identity", "fourier"]
     assert all(0 < row["f1"] == row["least"] <= 1 and row["accused"] == 0 for row in found["curved"])
+
+
+def test_a_wide_search_is_judged_by_another_pool_or_goes_on_for_ever() -> None:
+    found = wide_fit.once("ER1", "moderate", 4, 0)
+    assert set(found) == {"rows", "sieve", "sieve+fit"}
+    assert all(one["shd"] == 0 and one["moral_f1"] == 1 for one in found.values())
+    assert all(one["seconds"] > 0 <= one["more_mib"] for one in found.values())
+    (setting,) = run("wide-fit", sizes=(4,), graphs=("ER1",), seeds=1, limit=0.01)["settings"]
+    assert (setting["d"], setting["over_limit"], setting["methods"]) == (4, 1, {})
 
 
 def test_structural_models_are_judged_without_planted_truths() -> None:

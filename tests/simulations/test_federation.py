@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from causaldao.__main__ import app
 from causaldao.client.privacy.journal import Journal
 from causaldao.errors import ConfigurationError, DataError, GuaranteeError, IdentityError, LedgerError, MisuseError
-from causaldao.ledger.verify import Policy, verify
+from causaldao.ledger.verify import Line, Policy, verify
 from causaldao.models.discovery import discover
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
@@ -217,6 +218,12 @@ def from_kind(kind: str, faults: Faults) -> Faults:
     return Faults(request=request)
 
 
+def _spends(lines: Sequence[Line], slot: tuple[str, int] | None) -> list[str]:
+    """Of whom these entries say that they spent in a slot, as often as they do."""
+    spends = [line.body for line in lines if line.kind == "privacy.spend"]
+    return sorted(body["member"] for body in spends if (body["kind"], body["round"]) == slot)
+
+
 @pytest.mark.parametrize("kind", ["query.rollcall", "query.evidence", "query.ballot", "train", "evaluate"])
 def test_too_few_members_abort_at_the_deadline_by_name_and_the_run_resumes_when_they_are_back(
     kind: str, tmp_path: Path, uninterrupted: Path
@@ -244,6 +251,11 @@ def test_too_few_members_abort_at_the_deadline_by_name_and_the_run_resumes_when_
     assert aborted.body["code"] == "guarantee"
     after = next(line for line in lines[aborted.index + 1 :] if line.kind.startswith("study."))
     assert after.body["resumed_after"] == {"entry": aborted.index, "code": "guarantee"}
+    slot = {"query.evidence": ("evidence", 0), "train": ("update", 1), "evaluate": ("evaluation", 1)}.get(kind)
+    asked = [] if slot is None else list(small.SETTING.names)
+    assert _spends(lines[: aborted.index], slot) == asked  # also if nobody ever resumes it
+    assert _spends(lines[aborted.index :], slot) == (asked if kind == "evaluate" else [])  # words alone, paid before
+    assert result["privacy"]["spent"] == whole["privacy"]["spent"]
     assert any(line.kind == "complaint" and line.body["member"] == away for line in lines)
     assert not small.audited(tmp_path / "run").faults
 

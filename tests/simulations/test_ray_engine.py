@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -26,6 +27,7 @@ from causaldao.simulations.benchmarks.scale import descendants
 from causaldao.simulations.engine import Faults
 from causaldao.simulations.federation import simulate
 from causaldao.simulations.members import Setting
+from causaldao.study import Study
 from tests.simulations import small
 
 pytestmark = [
@@ -58,10 +60,11 @@ def _collected() -> Iterator[None]:
 def test_ray_finds_another_result_than_the_inline_engine_or_stays(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    simulate(small.study(), small.table(), tmp_path / "inline", LYING)
+    study, table = _asking_for_sums()
+    simulate(study, table, tmp_path / "inline", LYING)
     environment, handlers = dict(os.environ), list(logging.getLogger("flwr").handlers)
     threads, processes = threading.active_count(), set(descendants(os.getpid()))
-    simulate(small.study(), small.table(), tmp_path / "ray", LYING, engine="ray")
+    simulate(study, table, tmp_path / "ray", LYING, engine="ray")
     # Nothing is left behind, and nothing was said.
     assert (dict(os.environ), logging.getLogger("flwr").handlers) == (environment, handlers)
     assert not [t for t in threading.enumerate() if not t.daemon][threads:]
@@ -71,6 +74,25 @@ def test_ray_finds_another_result_than_the_inline_engine_or_stays(
     assert small.result_of(tmp_path / "ray") == small.result_of(tmp_path / "inline")
     assert small.debits(tmp_path / "ray") == small.debits(tmp_path / "inline")
     assert small.audited(tmp_path / "ray").faults == []
+    linear, by_sums = small.result_of(tmp_path / "ray")["effects"]
+    assert ("method" in linear, by_sums["method"]) == (False, "aipw")
+    assert len(by_sums["members"]) == LYING.members  # all were asked, and what each of them said was taken
+
+
+def _asking_for_sums() -> tuple[Study, pd.DataFrame]:
+    """The small study with a treatment of two values, whose effect members also answer by sums."""
+    variables = [
+        {"name": "a", "kind": "binary", "bounds": [0, 1]},
+        *({"name": name, "kind": "continuous", "bounds": [-6.0, 6.0]} for name in "bc"),
+    ]
+    effect = {"treatment": "a", "outcome": "c", "adjustment": []}
+    split = {"evidence": 0.4, "training": 0.3, "evaluation": 0.1, "effects": 0.2}
+    study = small.study(
+        variables=variables, effects=[effect, {**effect, "method": "aipw"}],
+        privacy={"epsilon": 40.0, "delta": 1e-5, "split": split},
+    )  # fmt: skip
+    table = small.table()
+    return study, table.assign(a=(table["a"] > 0).astype(float))
 
 
 def test_a_run_killed_on_ray_is_not_resumed_inline(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from causaldao.budget import plan
+from causaldao.errors import GuaranteeError
 from causaldao.models.summaries import LATTICE
 from causaldao.server.progress import Event
 from causaldao.signing import Tensors, peek
@@ -209,4 +210,23 @@ def test_two_contents_or_silence_end_the_study_or_leave_no_trace(tmp_path: Path)
     assert {line.body["member"] for line in lines if line.kind == "effects"} == {*said["weights"]}
     spends = [line.body["member"] for line in lines if line.kind == "privacy.spend" and line.body["kind"] == "effects"]
     assert len(spends) == MEMBERS  # whoever was asked may have released
+    assert small.audited(out).faults == []
+
+
+@pytest.mark.skipif(not count(0, 1), reason="two runs of their own: evidence and training show it in the quick suite")
+def test_sums_that_too_few_gave_are_unpaid_or_paid_twice(tmp_path: Path) -> None:
+    out, away = tmp_path / "run", range(1003, 1007)
+    reached = Faults(
+        lambda m: m.metadata.dst_node_id not in away or m.metadata.message_type != "query.effects",
+    )
+    with pytest.raises(GuaranteeError, match="'effects'"):
+        run(out, faults=reached)
+    result = run(out, resume=True)
+    lines = small.lines(out)
+    (aborted,) = [line.index for line in lines if line.kind == "study.aborted"]
+    spends = [line for line in lines if line.kind == "privacy.spend" and line.body["kind"] == "effects"]
+    assert len({line.body["member"] for line in spends}) == len(spends) == MEMBERS
+    assert max(line.index for line in spends) < aborted  # so it would stand if nobody ever resumed
+    assert set(result["privacy"]["spent"].values()) == {plan(ASKED).epsilon}
+    assert len(robust(result)["members"]) == MEMBERS
     assert small.audited(out).faults == []

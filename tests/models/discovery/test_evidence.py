@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from causaldao.errors import ConfigurationError, DataError, MisuseError
+from causaldao.models.discovery import evidence
 from causaldao.models.discovery.evidence import NO_POWER, Dictionary, Evidence, Variable, add, partial
 from causaldao.signing import canonical
 from tests.counts import count
@@ -187,6 +188,15 @@ def test_a_variable_without_a_scale() -> None:
 def test_rows_that_are_no_numbers(frame: pd.DataFrame, words: str) -> None:
     with pytest.raises(DataError, match=words):
         Evidence.from_data(frame, DICTIONARY)
+
+
+def test_columns_that_are_read_together_and_in_parts_give_other_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = _frame(np.random.default_rng(6), 50)[["age", "visits"]].astype(float)
+    monkeypatch.setattr(evidence, "_CELLS", 15)  # seven rows at once, and one at the end
+    together, each = Evidence.from_data(frame), Evidence.from_data(frame.astype("Float64"))
+    assert together.names == each.names
+    for name in ("moments", "centre", "half"):
+        assert torch.equal(getattr(together, name), getattr(each, name)), name
 
 
 def test_a_constant_column() -> None:
