@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from causaldao.ballots import Ballot, Proposal, recheck
+from causaldao.declared import Declaration, expected
 from causaldao.errors import IdentityError
 from causaldao.estimates import Functions, of_member
 from causaldao.messages import Parcel, fields, names_of
@@ -22,12 +23,13 @@ _MOST = 100  # times n_max, to which counts are clamped: so many records are no 
 
 
 def approval(study: Study) -> Check:
-    """An approval says which version the node is, and where its noise comes from."""
+    """An approval says which version the node is, where its noise comes from, and what the study asks it to declare."""
 
     def check(statement: Statement, parcel: Parcel) -> None:
-        fields(statement.body, {"version": str, "noise": str})
+        fields(statement.body, {"version": str, "noise": str, **expected(study)})
         if len(statement.body["version"]) > _MAX_VERSION:
             raise IdentityError(f"A node's version has at most {_MAX_VERSION} characters.")
+        Declaration.from_json(study, statement.body)
         _check_noise(study, statement)
 
     return check

@@ -37,6 +37,7 @@ from causaldao.decisions import (
     require_members,
     update_size,
 )
+from causaldao.declared import Declaration, expected
 from causaldao.errors import (
     CausalDAOError,
     ConfigurationError,
@@ -188,6 +189,9 @@ class Coordinator:
         present = sorted(accepted)
         self.state.present = present
         self.state.noise = {name: accepted[name].statement.body["noise"] for name in present}
+        if expected(self.study):
+            said = {name: Declaration.from_json(self.study, accepted[name].statement.body) for name in present}
+            self.state.declared = {name: one.to_json(self.study) for name, one in said.items()}
         approvals = [{"member": name, "envelope": accepted[name].parcel.envelope.decode()} for name in present]
         approved = self._book.transition("approved", {"approvals": approvals})
         self._book.commit("roll-call", [approved, self._book.transition("roll-call", {"present": present})])
@@ -412,6 +416,12 @@ class Coordinator:
             name: epsilon_of([Spend(**spend) for spend in spends], delta)
             for name, spends in sorted(self.state.spent.items())
         }
+
+    @property
+    def _declared(self) -> dict[str, Declaration]:
+        """What each member declared at the roll call."""
+        found = self.state.declared
+        return {name: Declaration.from_json(self.study, found.get(name, {})) for name in self.state.present}
 
     @property
     def _proposal(self) -> Proposal:

@@ -74,6 +74,7 @@ def simulate(
     faults: Faults = NO_FAULTS,
     conducts: Mapping[str, Conduct] | None = None,
     with_updates: bool = False,
+    environments: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run a study over simulated members and write the run's folder; returns the content of ``result.json``.
 
@@ -82,6 +83,7 @@ def simulate(
     On the engine "ray" the members run in processes of their own and time is real; a run that was killed on one engine
     may be resumed on the other. ``faults`` and ``conducts`` are live objects, for the engine "inline" only.
     ``with_updates`` keeps the members' updates in the ledger, so that an audit can check aggregates down to them.
+    ``environments`` are what the members of a study that has some declare, by name.
 
     Raises
     ------
@@ -99,8 +101,8 @@ def simulate(
     names = tuple(check_name(name) for name in sorted(data)) if isinstance(data, Mapping) else setting.names
     require_members(study, len(names))
     parts = _dealt(study, data, setting, names)
-    _claim(out, _described(study, data, setting), study, resume)
-    folders, key = prepare(out, study, setting, parts), coordinator_key(out)
+    _claim(out, _described(study, data, setting, environments), study, resume)
+    folders, key = prepare(out, study, setting, parts, environments), coordinator_key(out)
     lying = {**liars(study, setting), **(conducts or {})}
     nodes = {folder.name: open_node(folder, lying.get(folder.name)) for folder in folders}
     members = tuple(Member(folder.name, nodes[folder.name].key.public, witness_key(folder)) for folder in folders)
@@ -144,12 +146,18 @@ def _truth(setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _described(study: Study, data: pd.DataFrame | Mapping[str, pd.DataFrame], setting: Setting) -> dict[str, Any]:
+def _described(
+    study: Study,
+    data: pd.DataFrame | Mapping[str, pd.DataFrame],
+    setting: Setting,
+    environments: Mapping[str, str] | None,
+) -> dict[str, Any]:
     """What a resumed run must have in common with the one that was started."""
     tables = data if isinstance(data, Mapping) else {"": data}
     rows = {name: pd.util.hash_pandas_object(table, index=False) for name, table in tables.items()}
     digest = sha256(b"".join(name.encode() + b"\0" + rows[name].to_numpy().tobytes() for name in sorted(rows)))
-    return {"study": study.hash, "setting": asdict(setting), "data": digest}
+    declared = {"environments": dict(environments)} if environments else {}
+    return {"study": study.hash, "setting": asdict(setting), "data": digest, **declared}
 
 
 def _claim(out: Path, described: Mapping[str, Any], study: Study, resume: bool) -> None:

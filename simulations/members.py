@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,9 +64,17 @@ class Setting:
         return tuple(sorted(self.names[k] for k in chosen))
 
 
-def prepare(out: Path, study: Study, setting: Setting, parts: Mapping[str, pd.DataFrame]) -> list[Path]:
+def prepare(
+    out: Path,
+    study: Study,
+    setting: Setting,
+    parts: Mapping[str, pd.DataFrame],
+    environments: Mapping[str, str] | None = None,
+) -> list[Path]:
     """Write the folder of each member (rows, key, node.toml) and return them, in the order of names.
 
+    ``environments`` are what members declare, by name; a member lacks what the study says one may lack and its table
+    has not.
     Rows and keys that are there already stay: a resumed run has the members that it began with.
     """
     coordinator = coordinator_key(out).public.to_text("coordinator")
@@ -82,6 +91,7 @@ def prepare(out: Path, study: Study, setting: Setting, parts: Mapping[str, pd.Da
             dataset=study.name,
             approved=(study.hash,), insecure_seed=setting.seed if study.study.simulation else None,
             lifetime=Lifetime(epsilon=study.privacy.epsilon, delta=study.privacy.delta),
+            **_declared(study, name, parts[name], environments or {}),
         )  # fmt: skip
         write_text(folder / "node.toml", _toml(config))
         _key(folder / "key.pem")
@@ -135,9 +145,19 @@ def _toml(config: NodeConfig) -> str:
     values = {
         name: value for name, value in config.model_dump(mode="json", exclude_unset=True).items() if value is not None
     }
-    lifetime = values.pop("lifetime")
+    tables = {name: values.pop(name) for name in ("lifetime", "environments") if name in values}
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-    return "\n".join([*lines, "", "[lifetime]", *(f"{name} = {value}" for name, value in lifetime.items())])
+    for table, entries in tables.items():
+        lines += ["", f"[{table}]", *(f"{json.dumps(name)} = {json.dumps(value)}" for name, value in entries.items())]
+    return "\n".join(lines)
+
+
+def _declared(study: Study, name: str, rows: pd.DataFrame, environments: Mapping[str, str]) -> dict[str, Any]:
+    lacks = tuple(sorted(set(study.members.may_lack) - set(rows.columns)))
+    return {
+        **({"environments": {study.name: environments[name]}} if name in environments else {}),
+        **({"lacks": lacks} if lacks else {}),
+    }
 
 
 def _key(path: Path) -> SigningKey:

@@ -17,6 +17,7 @@ from causaldao.decisions import (
     decide_pool,
     evidence_of_answers,
 )
+from causaldao.declared import Declaration
 from causaldao.errors import CausalDAOError, Finding
 from causaldao.ledger.verify import Line, Report
 from causaldao.models.discovery.evidence import Evidence
@@ -142,6 +143,13 @@ class Case:
             triangle = np.frombuffer(self.payload(entry["sha256"]), dtype="<i8")
             found[str(line.body["member"])] = Evidence.from_release(triangle, study.encoding, sigma)
         return found
+
+    @cached_property
+    def declared(self) -> dict[str, Declaration]:
+        """What each member declared in its signed approval."""
+        line = self.one("study.approved")
+        said = [] if line is None else [peek(one["envelope"].encode()) for one in line.body["approvals"]]
+        return {one.member: Declaration.from_json(self.given, one.body) for one in said}
 
     @cached_property
     def pool(self) -> Pool:
