@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from causaldao import conditions, environments
 from causaldao.aggregation import Aggregate, aggregate
 from causaldao.aggregation.rules import by_name, faults_left, require
 from causaldao.ballots import Ballot, Proposal, propose
 from causaldao.consensus import Consensus, ConsensusRule, adopt
+from causaldao.declared import Declaration
 from causaldao.errors import ConfigurationError, DataError, GuaranteeError, NotIdentifiable
 from causaldao.members import quorum
 from causaldao.messages import MAX_REQUEST_BYTES
@@ -134,20 +136,50 @@ def _feature_cautions(study: Study) -> Iterator[str]:
         )
 
 
-def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) -> Pool:
-    """Pool the evidence of those of ``members`` who gave it, by the study's rule, fault bound, clamp and level."""
-    settings = Settings(
-        faulty=faults_left(RULES[study.aggregation.pool], members, study.consensus.faulty, len(evidence)),
+def decide_pool(
+    study: Study, evidence: Mapping[str, Evidence], members: int, declared: Mapping[str, Declaration] | None = None
+) -> Pool:
+    """Pool the evidence of those of ``members`` who gave it, by the study's rule, fault bound, clamp and level; where
+    members ``declared`` environments, within each.
+
+    Raises
+    ------
+    GuaranteeError
+        too few members gave evidence, or too few whose environment can be compared.
+    """
+    if study.environments:
+        said = {name: (declared or {})[name] for name in evidence}
+        decide_comparison(study, said, members)
+        settings = _pool_settings(study, study.consensus.faulty)
+        return conditions.pool_declared(study, settings, evidence, said, members)
+    faulty = faults_left(RULES[study.aggregation.pool], members, study.consensus.faulty, len(evidence))
+    return pool(evidence, _pool_settings(study, faulty))
+
+
+def decide_comparison(study: Study, declared: Mapping[str, Declaration], members: int) -> None:
+    """Refuse what members ``declared``, of all ``members``, where their environments cannot carry the study."""
+    settings = _pool_settings(study, study.consensus.faulty)
+    conditions.require_comparable(study, settings, declared, members, answers_needed(study, members))
+
+
+def least_in_environment(study: Study) -> int:
+    """The fewest members of one environment that can be compared with each other."""
+    return environments.least(_pool_settings(study, study.consensus.faulty))
+
+
+def _pool_settings(study: Study, faulty: int) -> Settings:
+    return Settings(
+        faulty=faulty,
         rule=study.aggregation.pool,
         rows=(study.members.n_min, study.members.n_max),
         level=study.consensus.level,
         questions=questions_of(study),
     )
-    return pool(evidence, settings)
 
 
 def decide_proposal(study: Study, pooled: Pool) -> Proposal:
-    """Discovery by the study's method and options in the pooled evidence, what the clip took put back if it says so."""
+    """Discovery by the study's method and options in the pooled evidence, what the clip took put back if it says so;
+    in the pools of all environments where there are some."""
     spec = study.discovery
     clip = study.dictionary.clip if spec.restore else None
     options: dict[str, dict[str, Any]] = {
@@ -156,6 +188,10 @@ def decide_proposal(study: Study, pooled: Pool) -> Proposal:
         "moment-fit": {"restarts": spec.restarts, "penalty": study.penalty},
         "pc": {"alpha": spec.alpha},
     }
+    if study.environments:
+        return conditions.propose_within(
+            study, pooled, spec.method, study.prior, seed=seed_of(study), **options[spec.method]
+        )
     return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), clip=clip, **options[spec.method])
 
 

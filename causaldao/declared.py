@@ -55,6 +55,10 @@ class Declaration:
         """The variables that were acted on where this member's records are from."""
         return frozenset(t for one in study.environments if one.name == self.environment for t in one.targets)
 
+    def voting(self, study: Study) -> dict[str, Any]:
+        """What `ballots.cast` and `recheck` are told of the member: the same by node, coordinator and audit."""
+        return {"targets": self.targets(study), "environment": self.environment} if study.environments else {}
+
 
 def expected(study: Study) -> dict[str, type]:
     """The fields of an approval beyond those of every study, with their types."""

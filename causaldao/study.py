@@ -36,6 +36,7 @@ _NEEDS = {
 WAVES, WIDTH, SEED = 8, 0.25, 0  # of the Fourier map, by default
 _WAVED = ("waves", "width", "seed")
 SETTINGS = ("rate", "momentum", "second", "floor")  # of a server optimiser
+_DIGITS, _MOST_POOLED = 24, 3 << 20  # bytes of a number in JSON, and of a pool's entry that leave room for the rest
 ROBUST = ("method", "estimand", "overlap", "clip", "spread")  # keys of an effect that stand in no study without "aipw"
 
 
@@ -510,6 +511,16 @@ def _environment_faults(study: Study) -> list[str]:
         )
     if declared and study.discovery.interventions == "soft" and not observed:
         faults.append("discovery.interventions = 'soft' needs an environment without targets beside the others")
+    if any(environment.targets for environment in declared) and study.discovery.method != "boss":
+        faults.append(
+            f"discovery.method = {study.discovery.method!r} knows nothing of interventions: take 'boss', or declare "
+            "environments without targets, whose conditions only differ"
+        )
+    if declared and (size := (len(declared) + 1) * (len(study.names) + 1) ** 2 * _DIGITS) > _MOST_POOLED:
+        faults.append(
+            f"environments: {len(declared)} pools of {len(study.names)} variables take some {size >> 10} kB in one "
+            f"entry of the ledger, and {_MOST_POOLED >> 10} is the most: declare fewer, or take fewer variables"
+        )
     if not declared and "interventions" in study.discovery.model_fields_set:
         faults.append("discovery.interventions says what [[environments]] are, and there are none: leave it out")
     return faults

@@ -200,7 +200,8 @@ class Node:
         proposal = _proposal(request.body["proposal"], study)
         released = self._own(study).tensors["moments"]
         own = Evidence.from_release(released, study.encoding, plan(study).sigma)
-        ballot: Ballot = cast(proposal, own, self.knowledge, study.consensus.level)
+        said = self._declared(study).voting(study)
+        ballot: Ballot = cast(proposal, own, self.knowledge, study.consensus.level, **said)
         return self.reply(request, ballot.to_json(), {})
 
     def _effects(self, request: Statement, tensors: Tensors, base: str) -> bytes:
@@ -314,6 +315,13 @@ class Node:
         if stored is None:
             raise RefusedError("No evidence was released in this study: there is nothing to say in it from.")
         return Parcel.unpack(stored)
+
+    def _declared(self, study: Study) -> Declaration:
+        """What this node's approval said of its rows, whatever its file says by now."""
+        stored = self.answers.reply(Slot(study.hash, 0, "rollcall"))
+        if stored is None:
+            raise RefusedError("This node was not at the study's roll call: it declared nothing to vote by.")
+        return Declaration.from_json(study, peek(Parcel.unpack(stored).envelope).body)
 
     def _members(self, study: str) -> Roster:
         """The members as this node was shown them when the study asked first, whose keys signed the evidence."""

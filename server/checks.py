@@ -52,11 +52,18 @@ def evidence(book: Book) -> Check:
     return check
 
 
-def ballot(proposal: Proposal, released: Mapping[str, Evidence], level: float) -> Check:
-    """A ballot follows from the evidence that its voter released."""
+def ballot(
+    proposal: Proposal,
+    released: Mapping[str, Evidence],
+    level: float,
+    voting: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Check:
+    """A ballot follows from the evidence that its voter released, and from the conditions that it declared, ``voting``
+    by member (`Declaration.voting`)."""
 
     def check(statement: Statement, parcel: Parcel) -> None:
-        wrong = recheck(Ballot.from_json(statement.body, proposal), proposal, released[statement.member], level)
+        said, own = Ballot.from_json(statement.body, proposal), released[statement.member]
+        wrong = recheck(said, proposal, own, level, **(voting or {}).get(statement.member, {}))
         if wrong:
             raise IdentityError(f"The ballot does not follow from its voter's evidence on {names_of(wrong)}.")
 

@@ -23,10 +23,12 @@ from causaldao import estimates
 from causaldao.aggregation.rules import faults_left
 from causaldao.ballots import Ballot, Proposal
 from causaldao.budget import Spend, epsilon_of, plan
+from causaldao.conditions import read_for_effects
 from causaldao.decisions import (
     Learnt,
     answers_needed,
     decide_adoption,
+    decide_comparison,
     decide_pool,
     decide_proposal,
     decide_round,
@@ -191,6 +193,7 @@ class Coordinator:
         self.state.noise = {name: accepted[name].statement.body["noise"] for name in present}
         if expected(self.study):
             said = {name: Declaration.from_json(self.study, accepted[name].statement.body) for name in present}
+            decide_comparison(self.study, said, len(self.roster.members))  # before any privacy is spent
             self.state.declared = {name: one.to_json(self.study) for name, one in said.items()}
         approvals = [{"member": name, "envelope": accepted[name].parcel.envelope.decode()} for name in present]
         approved = self._book.transition("approved", {"approvals": approvals})
@@ -206,7 +209,7 @@ class Coordinator:
             self.state.noise[name] = reply.statement.body["noise"]
         entries = self._book.spoken("evidence", accepted)
         spends = self._book.spends("evidence", 0, plan(self.study).evidence, self._asker.asked)
-        decided = decide_pool(self.study, evidence, len(self.roster.members))
+        decided = decide_pool(self.study, evidence, len(self.roster.members), self._declared)
         proposal = decide_proposal(self.study, decided)
         self.progress(Event("pool", f"kept {len(decided.kept)}, accused {names_of(decided.accused)}", 1, 1))
         self.state.pool = {**decided.to_json(), "counts": {name: e.count for name, e in sorted(evidence.items())}}
@@ -217,7 +220,8 @@ class Coordinator:
 
     def _gather_ballots(self) -> None:
         voters = sorted(self.state.pool["counts"])
-        check = checks.ballot(self._proposal, self._book.evidence(), self.study.consensus.level)
+        voting = {name: said.voting(self.study) for name, said in self._declared.items()}
+        check = checks.ballot(self._proposal, self._book.evidence(), self.study.consensus.level, voting)
         body = {"proposal": self.state.proposal}
         accepted = self._collect("ballot", 0, body, voters, check=check, phase="ballots")
         entries = self._book.spoken("ballot", accepted)
@@ -430,7 +434,9 @@ class Coordinator:
     @property
     def _answers(self) -> tuple[Evidence, tuple[float | None, ...]]:
         """The evidence that effects and the first model are read from, with the pool's bounds."""
-        pooled = Evidence.from_json(self.state.pool["evidence"])
+        pool = self.state.pool
+        own = {name: Evidence.from_json(one["evidence"]) for name, one in pool.get("environments", {}).items()}
+        pooled = read_for_effects(self.study, own, Evidence.from_json(pool["evidence"]))
         return evidence_of_answers(self.study, pooled, tuple(self.state.pool["bounds"]), self._proposal.reading)
 
     def _first_model(self) -> NeuralSCM:
