@@ -102,7 +102,7 @@ def _rules(study: Study) -> tuple[str, ...]:
 def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
     """What lies within the rules' bounds and yet asks much of them, in words; ``members`` 0: their number is open."""
     faulty, spec = study.consensus.faulty, study.aggregation
-    found = list(_feature_cautions(study))
+    found = [*_feature_cautions(study), *_environment_cautions(study, members)]
     if not faulty or not study.training.rounds:
         return tuple(found)
     enough = ceil(faulty / MOST_FAULTY)
@@ -125,6 +125,15 @@ def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
             "other: the bound of the rule does not carry over to the model."
         )
     return tuple(found)
+
+
+def _environment_cautions(study: Study, members: int) -> Iterator[str]:
+    least, number = least_in_environment(study), len(study.environments)
+    if members and number and members < number * least:
+        yield (
+            f"{members} members cannot make all {number} environments comparable, which takes {least} each: those of "
+            "smaller ones are set aside, and a study of which too little is left ends at the roll call."
+        )
 
 
 def _feature_cautions(study: Study) -> Iterator[str]:
@@ -165,6 +174,20 @@ def decide_comparison(study: Study, declared: Mapping[str, Declaration], members
 def least_in_environment(study: Study) -> int:
     """The fewest members of one environment that can be compared with each other."""
     return environments.least(_pool_settings(study, study.consensus.faulty))
+
+
+def environments_needed(study: Study) -> list[dict[str, Any]]:
+    """Of each environment of the study how many members must declare it to be compared, and how many are enough
+    whatever the f who may lie declare."""
+    needed = least_in_environment(study)
+    read = conditions.observing(study, conditions.targets_of(study))
+    return [
+        {
+            "name": one.name, "targets": list(one.targets), "members_needed": needed,
+            "whoever_lies": needed + study.consensus.faulty, "effects": bool(study.effects) and one.name in read,
+        }
+        for one in study.environments
+    ]  # fmt: skip
 
 
 def _pool_settings(study: Study, faulty: int) -> Settings:

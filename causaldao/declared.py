@@ -55,6 +55,16 @@ class Declaration:
         """The variables that were acted on where this member's records are from."""
         return frozenset(t for one in study.environments if one.name == self.environment for t in one.targets)
 
+    def words(self, study: Study) -> list[str]:
+        """What is declared, for the member's owner: everybody in the federation will read it."""
+        found = []
+        if study.environments:
+            acted_on = ", ".join(sorted(self.targets(study))) or "nothing"
+            found.append(f"its records are of environment {self.environment!r}, which acts on {acted_on}")
+        if study.members.may_lack:
+            found.append(f"it lacks {', '.join(self.lacks) or 'no variable'}")
+        return found
+
     def voting(self, study: Study) -> dict[str, Any]:
         """What `ballots.cast` and `recheck` are told of the member: the same by node, coordinator and audit."""
         return {"targets": self.targets(study), "environment": self.environment} if study.environments else {}

@@ -416,8 +416,9 @@ def declaration(config: NodeConfig, study: Study) -> Declaration:
     environment, known = config.environments.get(study.name, ""), [one.name for one in study.environments]
     if study.environments and environment not in known:
         raise ConfigurationError(
-            f"environments.{study.name}: {environment!r} is none of the study's conditions, which are "
-            f"{', '.join(known)}: name in node.toml the one under which these records were gathered."
+            f"node.toml says of study {study.name!r} the environment {environment!r}, and the study's are "
+            f"{', '.join(known)}. Write under [environments] {study.name} = {known[0]!r}, or whichever of them these "
+            "records were gathered under."
         )
     lacks = sorted(set(config.lacks) & set(study.members.may_lack))
     return Declaration(environment if study.environments else "", tuple(lacks))

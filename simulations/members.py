@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,14 @@ PARTITION = "partition-id"  # Flower's name for the number of a simulated node
 
 @dataclass(frozen=True)
 class Setting:
-    """What makes a simulation: how many members, which of them lie and how, and the seed of it all."""
+    """What makes a simulation: how many members, which of them lie and how, and the seed of it all. ``sites`` are
+    their names, where the table has some."""
 
     members: int = 10
     liars: int = 0
     attack: str = "forge"
     seed: int = 0
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.liars <= self.members:
@@ -50,10 +52,20 @@ class Setting:
             raise MisuseError(f"members = {self.members} must lie in [1, {MAX_MEMBERS}].")
         if self.seed < 0:
             raise MisuseError(f"seed = {self.seed} must be 0 or more.")
+        object.__setattr__(self, "sites", tuple(self.sites))
+        if self.sites and len(self.sites) != self.members:
+            raise MisuseError(f"members = {self.members}, but {len(self.sites)} sites are named.")
         attack(self.attack)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a run's folder holds it: without sites where none are named, as in runs from before there were any."""
+        value = asdict(self)
+        return {**value, "sites": list(self.sites)} if self.sites else {k: v for k, v in value.items() if k != "sites"}
 
     @property
     def names(self) -> tuple[str, ...]:
+        if self.sites:
+            return self.sites
         width = max(2, len(str(self.members)))
         return tuple(f"hospital-{k + 1:0{width}d}" for k in range(self.members))
 
