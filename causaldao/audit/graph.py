@@ -25,6 +25,9 @@ def pool(case: Case, result: Audit) -> None:
     line = case.one("pool")
     if line is None:
         return
+    assert case.evidence is not None  # read first, and what was declared: what is wrong with them is theirs
+    assert case.declared is not None
+    case.last = line.index
     wrong = differences(line.body["pool"], case.pool.to_json())
     result.checked.append(f"pool of {len(case.evidence)} members' evidence")
     if wrong:
