@@ -77,7 +77,7 @@ def test_a_study_with_environments_loses_what_they_tell(result: dict[str, Any]) 
     (effect,) = result["effects"]
     assert abs(effect["estimate"] - effect["pooled"]) < 4 * effect["privacy_error"]
     assert abs(effect["pooled"] - 0.64) < 0.1
-    assert effect["bound"] > 0  # of "plain" alone: "mine" has no targets either, but was not compared
+    assert effect["bound"] == 0  # with f = 0, of "plain" alone: "mine" has no targets either, but was not compared
 
 
 def test_a_lone_member_is_accused_or_not_named(result: dict[str, Any], case: Case) -> None:
@@ -107,6 +107,13 @@ def test_the_replay_of_an_honest_study_finds_a_fault(case: Case) -> None:
     found = audit(verify(case.bundle, case.policy))
     assert [str(fault) for fault in found.faults] == []
     assert found.unchecked == []
+
+
+def test_a_node_votes_by_what_its_file_says_by_now(case: Case) -> None:
+    """It declared its environment once, in its approval: a file that was altered since would spoil its ballot."""
+    node = open_node(case.folder / "nodes" / "held-b-0")
+    node.config = node.config.model_copy(update={"environments": {"chain": "plain"}})
+    assert node._declared(ASKED).voting(ASKED) == {"environment": "held-b", "targets": {"b"}}
 
 
 def _record(entry: dict[str, Any], changed: Pool) -> tuple[int, tuple[str, ...]]:
@@ -140,11 +147,11 @@ def _move(records: list[dict[str, Any]], case: Case) -> tuple[int, tuple[str, ..
 
 
 def _empty(records: list[dict[str, Any]], case: Case) -> tuple[int, tuple[str, ...]]:
-    """With one member less where effects are read there is nothing to read them from: the study should have ended."""
+    """With one member less where b is left alone nothing shows what moves it: the study should have ended."""
     approval = next(a for a in of(records, "study.approved")["body"]["approvals"] if a["member"] == "plain-0")
     said = peek(approval["envelope"].encode())
     case.resign({"body": approval}, body={**said.body, "environment": "held-b"})
-    return of(records, "pool")["index"], ("Only 4 of 7 members are in an environment",)
+    return of(records, "pool")["index"], ("b: acted on in every environment that can be compared",)
 
 
 def _of_no_environment(records: list[dict[str, Any]], case: Case) -> tuple[int, tuple[str, ...]]:
