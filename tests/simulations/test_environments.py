@@ -21,6 +21,7 @@ from causaldao.models.graph import CausalGraph
 from causaldao.pool import Pool
 from causaldao.signing import SigningKey, peek
 from causaldao.simulations.federation import Setting, simulate
+from causaldao.simulations.members import open_node
 from causaldao.simulations.sites import by_site
 from tests.causaldao.test_audit import Case
 from tests.causaldao.test_audit import _case as case_of
