@@ -134,6 +134,14 @@ def _environment_cautions(study: Study, members: int) -> Iterator[str]:
             f"{members} members cannot make all {number} environments comparable, which takes {least} each: those of "
             "smaller ones are set aside, and a study of which too little is left ends at the roll call."
         )
+    acted_on = conditions.targets_of(study)
+    for name in study.names if any(acted_on.values()) else ():
+        free = [held for held in acted_on.values() if name not in held]
+        for other in sorted(frozenset.intersection(*free) if free else ()):
+            yield (
+                f"Wherever {name} is left alone, {other} is acted on: what {other} does to {name} shows only if it was "
+                "given different values there, and set to a single one it leaves the study without an answer."
+            )
 
 
 def _feature_cautions(study: Study) -> Iterator[str]:

@@ -318,3 +318,7 @@ def test_a_study_says_how_many_each_environment_needs() -> None:
     assert any("12 members cannot make all 3 environments comparable" in text for text in cautions(ASKED, 12))
     assert not any("comparable" in text for text in [*cautions(ASKED, 15), *cautions(ASKED), *cautions(study({}), 5)])
     assert "environments" not in study({}).to_json()
+    crossed = cautions(study({"held-a": ["a"], "held-b": ["b"]}, effects=[]))
+    assert [text[:47] for text in crossed] == [
+        "Wherever a is left alone, b is acted on: what b", "Wherever b is left alone, a is acted on: what a",
+    ]  # fmt: skip
