@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from causaldao.client.app import client_app
 from causaldao.client.data.checks import require as require_data
 from causaldao.client.node import Node
+from causaldao.conditions import observing
 from causaldao.decisions import require_members, seed_of
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.files import write_text
@@ -124,8 +125,9 @@ def simulate(
             run(server_app(conduct), InlineGrid({name: _app(node) for name, node in nodes.items()}, clock, faults))
         (coordinator,) = conducted
         # The study is closed; what follows only reads.
-        whole = [parts[name] for name in names] if isinstance(data, Mapping) else [data]
-        told = partial(_pooled, study, _alike(study, whole, [(environments or {}).get(name, "") for name in names]))
+        whole = data if isinstance(data, Mapping) else {"": data}
+        compared = coordinator.state.pool.get("environments", {})
+        told = partial(_pooled, study, _alike(study, whole, environments or {}, observing(study, compared)))
         result = closed(study, coordinator, names, simulation=_truth(setting), pooled=told)
         write(out, result, coordinator)
     return result
@@ -153,14 +155,15 @@ def _require_environments(study: Study, names: Sequence[str], environments: Mapp
         )
 
 
-def _alike(study: Study, parts: Sequence[pd.DataFrame], environments: Sequence[str]) -> list[pd.DataFrame]:
-    """Everybody's rows, as tables within which they are alike: of a study with environments, a table for each one in
-    which nothing is acted on, where effects are read."""
+def _alike(
+    study: Study, parts: Mapping[str, pd.DataFrame], environments: Mapping[str, str], read: Sequence[str]
+) -> list[pd.DataFrame]:
+    """Everybody's rows, as tables within which they are alike: of a study with environments, a table for each of those
+    where effects are ``read``."""
     if not study.environments:
-        return [pd.concat(parts, ignore_index=True)]
-    pairs = list(zip(parts, environments, strict=True))
-    found = [[part for part, own in pairs if own == one.name] for one in study.environments if not one.targets]
-    return [pd.concat(some, ignore_index=True) for some in found if some]
+        return [pd.concat(list(parts.values()), ignore_index=True)]
+    found = [[part for name, part in parts.items() if environments[name] == one] for one in read]
+    return [pd.concat(some, ignore_index=True) for some in found]
 
 
 def _truth(setting: Setting) -> dict[str, Any]:

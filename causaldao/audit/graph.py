@@ -25,11 +25,11 @@ def pool(case: Case, result: Audit) -> None:
     line = case.one("pool")
     if line is None:
         return
-    assert case.evidence is not None  # read first, and what was declared: what is wrong with them is theirs
-    assert case.declared is not None
+    given, said = case.evidence, case.declared  # read first: what is wrong with them is told of their own entries
     case.last = line.index
     wrong = differences(line.body["pool"], case.pool.to_json())
-    result.checked.append(f"pool of {len(case.evidence)} members' evidence")
+    within = f", each within one of {len({one.environment for one in said.values()})} environments" if said else ""
+    result.checked.append(f"pool of {len(given)} members' evidence{within if case.given.environments else ''}")
     if wrong:
         result.faults.append(Fault(line.index, f"the pool does not follow from the evidence: {wrong}"))
     encoding = case.given.encoding
