@@ -137,6 +137,23 @@ def test_the_recorded_pool_cannot_be_read_as_before() -> None:
     assert all(set(one) == set(plain) for one in found["environments"].values())
 
 
+def test_what_was_only_changed_is_taken_for_set() -> None:
+    """Soft: b still listens to a, less and louder; scored by a mechanism of its own, it tells both its directions."""
+    asked = study({"plain": [], "changed": ["b"]}, discovery={"interventions": "soft", "restarts": 2})
+    rng, evidence = np.random.default_rng(6), dict[str, Evidence]()
+    for held in ("plain", "changed"):
+        for k in range(5):
+            noise = rng.normal(size=(5, 2000))
+            a, b = noise[0], (0.8 * noise[0] + noise[1] if held == "plain" else 0.4 * noise[0] + 1.5 * noise[1])
+            c = 0.8 * b + noise[2]
+            table = pd.DataFrame({"a": a, "b": b, "c": c, "d": noise[3], "e": noise[4]})
+            evidence[f"{held}-{k}"] = Evidence.from_data(table, asked.encoding)
+    said = _said({name: name.rsplit("-", 1)[0] for name in evidence})
+    proposal = decide_proposal(asked, _pool(evidence, said, asked))
+    assert proposal.pattern.directed == {("a", "b"), ("b", "c")} == set(proposal.arrows)
+    assert proposal.pattern.undirected == frozenset()
+
+
 def test_members_of_one_environment_are_compared_otherwise_than_in_a_plain_study() -> None:
     evidence, _ = _sites()
     asked, plain = study({"plain": [], "other": []}), study({})

@@ -20,7 +20,7 @@ from causaldao.ledger.verify import verify
 from causaldao.models.graph import CausalGraph
 from causaldao.pool import Pool
 from causaldao.signing import SigningKey, peek
-from causaldao.simulations.federation import Setting, simulate
+from causaldao.simulations.federation import Setting, _pooled, simulate
 from causaldao.simulations.members import open_node
 from causaldao.simulations.sites import by_site
 from tests.causaldao.test_audit import Case
@@ -202,6 +202,16 @@ def _evidence(case: Case) -> Any:
     report = verify(case.bundle, case.policy)
     (proposed,) = [line for line in report.entries if line.kind == "study.proposed"]
     return Entries(report, Study.from_mapping(proposed.body["document"]), proposed.index).evidence
+
+
+def test_the_reference_of_two_environments_mixes_their_means() -> None:
+    """Where effects are read from two, it is what all their rows give about the mean of each."""
+    rng = np.random.default_rng(2)
+    here, there = rows(rng, "plain", 4000), rows(rng, "plain", 4000) + np.array([0.0, 3.0, 0.0, -3.0, 0.0])
+    effect = {"treatment": "b", "outcome": "d", "adjustment": [], "estimate": 0.6}
+    found = _pooled(study({"plain": [], "other": []}), [here, there], effect)
+    assert found == pytest.approx(0.64, abs=0.05)
+    assert _pooled(study({}), [pd.concat([here, there])], effect) < 0
 
 
 def test_members_that_declare_nothing_are_simulated(tmp_path: Path) -> None:
