@@ -22,7 +22,7 @@ from causaldao.models.discovery import search
 from causaldao.models.discovery.clipping import off_centre, restoration
 from causaldao.models.discovery.evidence import Evidence, Partial
 from causaldao.models.discovery.reading import Along, Reading, row_of
-from causaldao.models.graph import CausalGraph
+from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import extension
 from causaldao.signing import canonical, sha256
@@ -36,7 +36,8 @@ class Mark:
 
     ``given`` is the conditioning set of its test: the partial correlation of the two ends is not zero; ``strength`` is
     that correlation in the pool, ``z`` and ``error`` Fisher's z of it and its standard error. ``along`` are the weights
-    of the ends' directions where evidence is of blocks (`Reading.along`).
+    of the ends' directions where evidence is of blocks (`Reading.along`). ``within`` are name, z and error of the same
+    test in each environment's pool alone, where members declare environments and it has power there.
     """
 
     nodes: tuple[str, ...]
@@ -45,6 +46,7 @@ class Mark:
     z: float = 0.0
     error: float = 0.0
     along: Along = ()
+    within: tuple[tuple[str, float, float], ...] = ()
 
     @property
     def kind(self) -> str:
@@ -62,6 +64,7 @@ class Mark:
         return {
             "nodes": list(self.nodes), "given": list(self.given), "strength": self.strength, "z": self.z,
             "error": self.error, **({"along": [list(weights) for weights in self.along]} if self.along else {}),
+            **({"within": {name: [z, error] for name, z, error in self.within}} if self.within else {}),
         }  # fmt: skip
 
     @staticmethod
@@ -77,11 +80,12 @@ class Mark:
             if "along" in value:
                 one, other = value["along"]
                 along = (row_of(one), row_of(other))
-        except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
+            within = tuple((str(name), *_z_and_error(pair)) for name, pair in sorted(value.get("within", {}).items()))
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
             raise IdentityError(f"A mark of the proposal is not in its JSON form: {error}.") from error
         if not (named and apart and real) or numbers[2] < 0:
             raise IdentityError(f"The mark {nodes} given {given} with numbers {numbers} is none that discovery makes.")
-        return Mark(nodes, given, float(numbers[0]), float(numbers[1]), float(numbers[2]), along)
+        return Mark(nodes, given, float(numbers[0]), float(numbers[1]), float(numbers[2]), along, within)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Proposal:
     """A pattern (CPDAG) and its marks, with the decisions of discovery that hung on less than 1e-6.
 
     ``reading`` is how everybody's evidence is read; it says nothing where each variable is its own column.
+    ``arrows`` are the directed edges that interventions tell of (`causaldao.conditions`).
     ``unrestored`` names the variable that forbade to put back what the clip took, in a study that asked for it.
     """
 
@@ -97,6 +102,7 @@ class Proposal:
     near_ties: tuple[str, ...] = ()
     reading: Reading = field(default_factory=Reading)
     unrestored: str = ""
+    arrows: tuple[Pair, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -110,15 +116,17 @@ class Proposal:
             "near_ties": list(self.near_ties),
             **({"reading": self.reading.to_json()} if self.reading else {}),
             **({"unrestored": self.unrestored} if self.unrestored else {}),
+            **({"arrows": [list(arrow) for arrow in self.arrows]} if self.arrows else {}),
         }
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Proposal:
-        """Read a proposal; an IdentityError for marks or directions that no test could use."""
+        """Read a proposal; an IdentityError for marks or directions that no test could use, or arrows it has not."""
         marks = tuple(Mark.from_json(mark) for mark in value["marks"])
         reading = Reading.from_json(value.get("reading", {}))
         pattern, unrestored = CausalGraph.from_json(value["pattern"]), str(value.get("unrestored", ""))
-        proposal = Proposal(pattern, marks, tuple(value["near_ties"]), reading, unrestored)
+        arrows = _arrows(value.get("arrows", []), pattern)
+        proposal = Proposal(pattern, marks, tuple(value["near_ties"]), reading, unrestored, arrows)
         for mark in marks:
             sizes = [len(reading.directions.get(end, ((1.0,),))) for end in mark.ends]
             if [len(weights) for weights in mark.along] != ([] if sizes == [1, 1] else sizes):
@@ -222,19 +230,25 @@ def _mark(nodes: tuple[str, ...], given: set[str], evidence: Evidence, reading: 
 
 
 def cast(
-    proposal: Proposal, own: Evidence, knowledge: Knowledge = NONE, level: float = 0.01, targets: Iterable[str] = ()
+    proposal: Proposal,
+    own: Evidence,
+    knowledge: Knowledge = NONE,
+    level: float = 0.01,
+    targets: Iterable[str] = (),
+    environment: str | None = None,
 ) -> Ballot:
     """The ballot that follows from ``own`` evidence and declared knowledge at the study's two-sided test level.
 
     +1 if the own z is significant in the pool's direction; else -1 if it differs significantly from the pool's z;
     else 0. Both tests count the sampling and privacy errors. ``targets`` are the variables that the member's conditions
-    act on, declared in the study: there its evidence may differ and contradicts nothing, so -1 becomes 0.
+    act on, declared in the study: there its evidence may differ and contradicts nothing, so -1 becomes 0. A member of
+    an ``environment`` is held against the pool of that alone, and contradicts nothing where there is none.
     """
     acted_on = frozenset(targets)
     critical = NormalDist().inv_cdf(1 - level / 2)
     votes, ties = {}, []
     for mark in proposal.marks:
-        vote, near = _vote(mark, own, proposal.reading, knowledge, critical)
+        vote, near = _vote(mark, own, proposal.reading, knowledge, critical, environment)
         excused = vote < 0 and acted_on & set(mark.nodes) and not _known(mark, knowledge)
         votes[mark.key] = 0 if excused else vote
         ties += [mark.key] if near else []
@@ -242,25 +256,32 @@ def cast(
 
 
 def recheck(
-    ballot: Ballot, proposal: Proposal, own: Evidence, level: float, targets: Iterable[str] = ()
+    ballot: Ballot,
+    proposal: Proposal,
+    own: Evidence,
+    level: float,
+    targets: Iterable[str] = (),
+    environment: str | None = None,
 ) -> tuple[str, ...]:
     """The marks on which a ballot does not follow from the voter's evidence and declared knowledge; () if it does.
 
     A vote on a mark that the check finds within 1e-6 of a threshold is taken as given; which marks the voter lists as
     near-ties decides nothing, or a liar could list them all.
     """
-    expected = cast(proposal, own, ballot.knowledge, level, targets)
+    expected = cast(proposal, own, ballot.knowledge, level, targets, environment)
     return tuple(
         key for key, vote in expected.votes.items() if ballot.votes[key] != vote and key not in expected.near_ties
     )
 
 
-def _vote(mark: Mark, own: Evidence, reading: Reading, knowledge: Knowledge, critical: float) -> tuple[int, bool]:
+def _vote(
+    mark: Mark, own: Evidence, reading: Reading, knowledge: Knowledge, critical: float, environment: str | None
+) -> tuple[int, bool]:
     known = _known(mark, knowledge)
     if known:
         return known, False
     test = reading.test(own, *mark.ends, mark.given, mark.along)
-    shown, apart = _shown(mark, test), _apart(mark, test)
+    shown, apart = _shown(mark, test), _apart(_held_against(mark, environment), test)
     vote = 1 if shown >= critical else -1 if apart >= critical else 0
     near = min(abs(shown - critical), abs(apart - critical)) < NEAR_TIE
     return vote, near
@@ -272,9 +293,32 @@ def _shown(mark: Mark, test: Partial) -> float:
     return towards * test.z / test.standard_error
 
 
-def _apart(mark: Mark, test: Partial) -> float:
-    """The distance of the own z from the pool's, in standard errors of both."""
-    return abs(test.z - mark.z) / math.hypot(test.standard_error, mark.error)
+def _apart(pooled: tuple[float, float] | None, test: Partial) -> float:
+    """The distance of the own z from the pool's z and error, in standard errors of both; 0 where there is no pool."""
+    return 0.0 if pooled is None else abs(test.z - pooled[0]) / math.hypot(test.standard_error, pooled[1])
+
+
+def _held_against(mark: Mark, environment: str | None) -> tuple[float, float] | None:
+    """z and error of the pool that a voter is compared with; None if its environment has none."""
+    if environment is None:
+        return mark.z, mark.error
+    return next(((z, error) for name, z, error in mark.within if name == environment), None)
+
+
+def _z_and_error(value: Any) -> tuple[float, float]:
+    """A z and its standard error; ValueError for anything else."""
+    z, error = value
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in (z, error)) or error < 0:
+        raise ValueError(f"{value!r} is no z with its standard error")
+    return float(z), float(error)
+
+
+def _arrows(value: Any, pattern: CausalGraph) -> tuple[Pair, ...]:
+    """Directed edges of the pattern, each once and in order; IdentityError for anything else."""
+    known = [list(pair) for pair in sorted(pattern.directed)]
+    if not isinstance(value, list) or value != [pair for pair in known if pair in value]:
+        raise IdentityError("The arrows of a proposal are directed edges of its pattern, each once and in order.")
+    return tuple((a, b) for a, b in value)
 
 
 def _known(mark: Mark, knowledge: Knowledge) -> int:

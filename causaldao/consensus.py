@@ -10,6 +10,10 @@ With n eligible members, f of them possibly lying, and threshold τ:
 * a proposed mark is struck if more than max(f, (1 - τ)·n) oppose it, so f members alone strike nothing;
 * in local mode, where there is no pooled proposal, a mark enters if at least max(τ·n, f + 1) support it.
 
+Directions that only interventions show, the proposal's arrows, are no marks: no member's own evidence holds the
+comparison of environments that they come from. They stand wherever their adjacency does, but for an arrow that is part
+of a collider which the votes struck, and as long as a DAG extension exists: votes go first.
+
 An adjacency that the study's knowledge requires always stands, and one that it excludes never does: the study was
 approved by every member before anything was counted.
 
@@ -19,13 +23,13 @@ nothing was struck is adopted as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from causaldao.ballots import Ballot, Mark, Proposal
 from causaldao.errors import ConfigurationError, GuaranteeError
-from causaldao.models.graph import CausalGraph
+from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import extension, pattern
 
@@ -61,13 +65,15 @@ class Tally:
 @dataclass(frozen=True)
 class Consensus:
     """The adopted graph: its pattern (a CPDAG, or with knowledge a maximally oriented graph), its extension in name
-    order, which is what is trained, and the tally of every mark. ``stands`` says that the proposal's own pattern was
+    order, which is what is trained, and the tally of every mark. ``arrows`` are the proposal's that were carried over.
+    ``stands`` says that the proposal's own pattern was
     kept because what the votes left has no DAG extension."""
 
     pattern: CausalGraph
     dag: CausalGraph
     tallies: tuple[Tally, ...]
     stands: bool = False
+    arrows: tuple[Pair, ...] = ()
 
     @property
     def contested(self) -> tuple[Mark, ...]:
@@ -79,6 +85,7 @@ class Consensus:
             "dag": self.dag.to_json(),
             "marks": [tally.to_json() for tally in self.tallies],
             "stands": self.stands,
+            **({"arrows": [list(arrow) for arrow in self.arrows]} if self.arrows else {}),
         }
 
 
@@ -97,8 +104,11 @@ def adopt(proposal: Proposal, ballots: Mapping[str, Ballot], rule: ConsensusRule
     edges = _standing(passed, proposal, rule.knowledge)
     wanted = sorted((t for t in passed if t.mark.kind == "collider"), key=lambda t: (-t.support, t.mark.key))
     candidates = [t.mark.nodes for t in wanted] + ([] if rule.local else _uncovered(proposal, edges))
-    skeleton = _Skeleton(proposal.pattern.nodes, frozenset(edges), rule.knowledge)
-    colliders = skeleton.admit(candidates)
+    skeleton, colliders = _directed(
+        _Skeleton(proposal.pattern.nodes, frozenset(edges), rule.knowledge),
+        candidates,
+        _arrows_left(proposal, counted, passed, edges),
+    )
     if skeleton.extend(colliders) is None:
         if not rule.local:
             return _proposal_stands(proposal, counted, rule)
@@ -106,6 +116,35 @@ def adopt(proposal: Proposal, ballots: Mapping[str, Ballot], rule: ConsensusRule
         free = [t.mark.ends for t in order if not rule.knowledge.requires(*t.mark.ends)]
         skeleton, colliders = _thin(skeleton, free, candidates)
     return _result(skeleton, colliders, counted)
+
+
+def _arrows_left(
+    proposal: Proposal, counted: Iterable[Tally], passed: Sequence[Tally], edges: Iterable[tuple[str, str]]
+) -> list[Pair]:
+    """The proposal's arrows whose adjacency stands, without those that would put up a collider that was struck."""
+    kept = {frozenset(edge) for edge in edges}
+    struck = [t.mark.nodes for t in counted if t.mark.kind == "collider" and t not in passed]
+    opposed = {(end, c) for a, c, b in struck for end in (a, b)}
+    return [arrow for arrow in proposal.arrows if frozenset(arrow) in kept and arrow not in opposed]
+
+
+def _directed(
+    skeleton: _Skeleton, candidates: Sequence[tuple[str, ...]], arrows: Sequence[Pair]
+) -> tuple[_Skeleton, list[tuple[str, ...]]]:
+    """The skeleton with the arrows that can stand on it, and the colliders that stand with them.
+
+    All together where that has an extension, as it has unless a collider was struck; else the colliders by themselves,
+    and then the arrows one by one.
+    """
+    whole = replace(skeleton, arrows=tuple(arrows))
+    if arrows and whole.extend(waiting := whole.unshielded(candidates)) is not None:
+        return whole, waiting
+    colliders = skeleton.admit(candidates)
+    for arrow in arrows:
+        wider = replace(skeleton, arrows=(*skeleton.arrows, arrow))
+        if wider.extend(colliders) is not None:
+            skeleton = wider
+    return skeleton, colliders
 
 
 def _count(mark: Mark, ballots: Mapping[str, Ballot], eligible: int) -> Tally:
@@ -148,12 +187,14 @@ class _Skeleton:
     nodes: tuple[str, ...]
     edges: frozenset[tuple[str, str]]
     knowledge: Knowledge
+    arrows: tuple[Pair, ...] = ()
 
     @property
     def forced(self) -> list[tuple[str, str]]:
-        """The directions that knowledge leaves no choice about."""
+        """The directions that knowledge leaves no choice about, and those that interventions gave."""
         both = [pair for a, b in sorted(self.edges) for pair in ((a, b), (b, a))]
-        return [(a, b) for a, b in both if self.knowledge.allows(a, b) and not self.knowledge.allows(b, a)]
+        known = [(a, b) for a, b in both if self.knowledge.allows(a, b) and not self.knowledge.allows(b, a)]
+        return [*known, *self.arrows]
 
     def orient(self, colliders: Iterable[tuple[str, ...]]) -> CausalGraph | None:
         triples = [(a, c, b) for a, c, b in colliders]
@@ -174,7 +215,7 @@ class _Skeleton:
         collider enters if it does not contradict those before it. Two colliders may force a third, and then can only
         stand with it: those that were turned away are tried again after each one that entered.
         """
-        waiting = [triple for triple in candidates if self._unshielded(*triple)]
+        waiting = self.unshielded(candidates)
         if self.extend(waiting) is not None:
             return waiting
         admitted: list[tuple[str, ...]] = []
@@ -184,6 +225,10 @@ class _Skeleton:
             admitted.append(entering)
             extendable = extendable or self.extend(admitted) is not None
         return admitted
+
+    def unshielded(self, candidates: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Those of the triples that are unshielded on this skeleton."""
+        return [triple for triple in candidates if self._unshielded(*triple)]
 
     def _may_enter(self, attempt: list[tuple[str, ...]], extendable: bool) -> bool:
         return (self.extend(attempt) if extendable else self.orient(attempt)) is not None
@@ -220,7 +265,7 @@ def _result(skeleton: _Skeleton, colliders: list[tuple[str, ...]], counted: list
             frozenset(tally.mark.ends) in standing if tally.mark.kind == "adjacency" else tally.mark.nodes in entered
         )
         tallies.append(_with_status(tally, holds))
-    return Consensus(oriented, dag, tuple(tallies))
+    return Consensus(oriented, dag, tuple(tallies), arrows=skeleton.arrows)
 
 
 def _proposal_stands(proposal: Proposal, counted: list[Tally], rule: ConsensusRule) -> Consensus:
@@ -233,7 +278,7 @@ def _proposal_stands(proposal: Proposal, counted: list[Tally], rule: ConsensusRu
             f"The proposal's pattern {proposal.pattern} has no DAG extension: no discovery proposes it."
         )
     tallies = tuple(_with_status(tally, _passes(tally, rule)) for tally in counted)
-    return Consensus(proposal.pattern, dag, tallies, stands=True)
+    return Consensus(proposal.pattern, dag, tallies, stands=True, arrows=proposal.arrows)
 
 
 def _with_status(tally: Tally, holds: bool) -> Tally:

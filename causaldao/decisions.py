@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from causaldao import conditions, environments
 from causaldao.aggregation import Aggregate, aggregate
 from causaldao.aggregation.rules import by_name, faults_left, require
 from causaldao.ballots import Ballot, Proposal, propose
 from causaldao.consensus import Consensus, ConsensusRule, adopt
+from causaldao.declared import Declaration
 from causaldao.errors import ConfigurationError, DataError, GuaranteeError, NotIdentifiable
 from causaldao.members import quorum
 from causaldao.messages import MAX_REQUEST_BYTES
@@ -101,7 +103,7 @@ def _rules(study: Study) -> tuple[str, ...]:
 def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
     """What lies within the rules' bounds and yet asks much of them, in words; ``members`` 0: their number is open."""
     faulty, spec = study.consensus.faulty, study.aggregation
-    found = [*_feature_cautions(study), *_search_cautions(study)]
+    found = [*_feature_cautions(study), *_search_cautions(study), *_environment_cautions(study, members)]
     if not faulty or not study.training.rounds:
         return tuple(found)
     enough = ceil(faulty / MOST_FAULTY)
@@ -126,6 +128,23 @@ def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _environment_cautions(study: Study, members: int) -> Iterator[str]:
+    least, number = least_in_environment(study), len(study.environments)
+    if members and number and members < number * least:
+        yield (
+            f"{members} members cannot make all {number} environments comparable, which takes {least} each: those of "
+            "smaller ones are set aside, and a study of which too little is left ends at the roll call."
+        )
+    acted_on = conditions.targets_of(study)
+    for name in study.names if any(acted_on.values()) else ():
+        free = [held for held in acted_on.values() if name not in held]
+        for other in sorted(frozenset.intersection(*free) if free else ()):
+            yield (
+                f"Wherever {name} is left alone, {other} is acted on: what {other} does to {name} shows only if it was "
+                "given different values there, and set to a single one it leaves the study without an answer."
+            )
+
+
 def _feature_cautions(study: Study) -> Iterator[str]:
     encoding = study.encoding
     if isinstance(encoding, FeatureMap) and encoding.clip < encoding.least:
@@ -145,20 +164,64 @@ def _search_cautions(study: Study) -> Iterator[str]:
         )
 
 
-def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) -> Pool:
-    """Pool the evidence of those of ``members`` who gave it, by the study's rule, fault bound, clamp and level."""
-    settings = Settings(
-        faulty=faults_left(RULES[study.aggregation.pool], members, study.consensus.faulty, len(evidence)),
+def decide_pool(
+    study: Study, evidence: Mapping[str, Evidence], members: int, declared: Mapping[str, Declaration] | None = None
+) -> Pool:
+    """Pool the evidence of those of ``members`` who gave it, by the study's rule, fault bound, clamp and level; where
+    members ``declared`` environments, within each.
+
+    Raises
+    ------
+    GuaranteeError
+        too few members gave evidence, or too few whose environment can be compared.
+    """
+    if study.environments:
+        said = {name: (declared or {})[name] for name in evidence}
+        decide_comparison(study, said, members)
+        settings = _pool_settings(study, study.consensus.faulty)
+        return conditions.pool_declared(study, settings, evidence, said, members)
+    faulty = faults_left(RULES[study.aggregation.pool], members, study.consensus.faulty, len(evidence))
+    return pool(evidence, _pool_settings(study, faulty))
+
+
+def decide_comparison(study: Study, declared: Mapping[str, Declaration], members: int) -> None:
+    """Refuse what members ``declared``, of all ``members``, where their environments cannot carry the study."""
+    settings = _pool_settings(study, study.consensus.faulty)
+    conditions.require_comparable(study, settings, declared, members, answers_needed(study, members))
+
+
+def least_in_environment(study: Study) -> int:
+    """The fewest members of one environment that can be compared with each other."""
+    return environments.least(_pool_settings(study, study.consensus.faulty))
+
+
+def environments_needed(study: Study) -> list[dict[str, Any]]:
+    """Of each environment of the study how many members must declare it to be compared, and how many are enough
+    whatever the f who may lie declare."""
+    needed = least_in_environment(study)
+    read = conditions.observing(study, conditions.targets_of(study))
+    return [
+        {
+            "name": one.name, "targets": list(one.targets), "members_needed": needed,
+            "whoever_lies": needed + study.consensus.faulty, "effects": bool(study.effects) and one.name in read,
+        }
+        for one in study.environments
+    ]  # fmt: skip
+
+
+def _pool_settings(study: Study, faulty: int) -> Settings:
+    return Settings(
+        faulty=faulty,
         rule=study.aggregation.pool,
         rows=(study.members.n_min, study.members.n_max),
         level=study.consensus.level,
         questions=questions_of(study),
     )
-    return pool(evidence, settings)
 
 
 def decide_proposal(study: Study, pooled: Pool) -> Proposal:
-    """Discovery by the study's method and options in the pooled evidence, what the clip took put back if it says so."""
+    """Discovery by the study's method and options in the pooled evidence, what the clip took put back if it says so;
+    in the pools of all environments where there are some."""
     spec = study.discovery
     clip = study.dictionary.clip if spec.restore else None
     options: dict[str, dict[str, Any]] = {
@@ -167,6 +230,10 @@ def decide_proposal(study: Study, pooled: Pool) -> Proposal:
         "moment-fit": {"restarts": spec.restarts, "penalty": study.penalty},
         "pc": {"alpha": spec.alpha},
     }
+    if study.environments:
+        return conditions.propose_within(
+            study, pooled, spec.method, study.prior, seed=seed_of(study), **options[spec.method]
+        )
     return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), clip=clip, **options[spec.method])
 
 

@@ -25,7 +25,7 @@ times the bound.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist, median
 from typing import Any
 
@@ -69,6 +69,17 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """Members of an environment that nobody can be compared with: fewer than the ``needs`` of the rule."""
+
+    members: tuple[str, ...]
+    needs: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"members": list(self.members), "needs": self.needs}
+
+
+@dataclass(frozen=True)
 class Pool:
     """The pooled evidence and everything needed to check how it came about.
 
@@ -77,6 +88,9 @@ class Pool:
     standardised deviation of each site from the others, ``critical`` the value above which it is an accusation,
     ``bounds`` how far f unaccused liars can move each question's answer (natural units), None for one that is too noisy
     to be answered.
+
+    Where members declare environments, ``environments`` are the pools within each, ``aside`` those of too few members
+    to be compared, and the rest is that of all pools together (`causaldao.environments`).
     """
 
     evidence: Evidence
@@ -90,8 +104,14 @@ class Pool:
     excluded: tuple[str, ...]
     accused: tuple[str, ...]
     bounds: tuple[float | None, ...] = ()
+    environments: Mapping[str, Pool] = field(default_factory=dict)
+    aside: Mapping[str, Aside] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        if self.environments:
+            told["environments"] = {name: one.to_json() for name, one in sorted(self.environments.items())}
+            told["aside"] = {name: one.to_json() for name, one in sorted(self.aside.items())}
         return {
             "evidence": self.evidence.to_json(),
             "rule": self.rule,
@@ -104,6 +124,7 @@ class Pool:
             "excluded": list(self.excluded),
             "accused": list(self.accused),
             "bounds": list(self.bounds),
+            **told,
         }
 
 

@@ -36,6 +36,7 @@ _NEEDS = {
 WAVES, WIDTH, SEED = 8, 0.25, 0  # of the Fourier map, by default
 _WAVED = ("waves", "width", "seed")
 SETTINGS = ("rate", "momentum", "second", "floor")  # of a server optimiser
+_DIGITS, _MOST_POOLED = 24, 3 << 20  # bytes of a number in JSON, and of a pool's entry that leave room for the rest
 ROBUST = ("method", "estimand", "overlap", "clip", "spread")  # keys of an effect that stand in no study without "aipw"
 
 
@@ -80,7 +81,8 @@ class DiscoverySpec(_Table):
     """What is released and how the graph is proposed. ``clip`` is C², the bound on a record's squared norm.
 
     ``waves``, ``width`` and the public ``seed`` are of the Fourier map alone. ``restore`` puts back what the clip took
-    (`models/discovery/clipping.py`).
+    (`models/discovery/clipping.py`). ``interventions`` says what the targets of environments underwent: "hard", they
+    were set, or "soft", they still listen to their causes (`models/discovery/interventional.py`).
     """
 
     evidence: Literal["shared"] = "shared"
@@ -95,6 +97,14 @@ class DiscoverySpec(_Table):
     waves: Annotated[int, Field(ge=2, le=200)] | None = None
     width: Annotated[float, Field(gt=0, le=100)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**53)] | None = None
+    interventions: Literal["hard", "soft"] = "hard"
+
+
+class EnvironmentSpec(_Table):
+    """Conditions under which a member gathered its records, and the variables acted on there; none: it observed."""
+
+    name: Slug
+    targets: tuple[Name, ...] = ()
 
 
 class KnowledgeSpec(_Table):
@@ -168,11 +178,14 @@ class PrivacySpec(_Table):
 
 
 class MembersSpec(_Table):
-    """Clamp of a member's (noisy) count, and the seconds after which an absent member is given up."""
+    """Clamp of a member's (noisy) count, the seconds after which an absent member is given up, and the variables that a
+    member may say at the roll call it does not have.
+    """
 
     n_min: Annotated[int, Field(ge=10)] = 200
     n_max: Annotated[int, Field(ge=10)] = 1_000_000
     deadline: Annotated[float, Field(gt=0)] = 600.0
+    may_lack: tuple[Name, ...] = ()
 
 
 class EffectSpec(_Table):
@@ -207,6 +220,7 @@ class Study(_Table):
     aggregation: AggregationSpec = AggregationSpec()
     privacy: PrivacySpec
     members: MembersSpec = MembersSpec()
+    environments: Annotated[tuple[EnvironmentSpec, ...], Field(max_length=100)] = ()
     effects: tuple[EffectSpec, ...] = ()
 
     @classmethod
@@ -243,7 +257,8 @@ class Study(_Table):
         """The JSON form that is hashed: validated, defaults filled in.
 
         What a study does not use of `DiscoverySpec` and older studies did not have stays out, so that those keep their
-        hash: ``restore`` where it is false, the settings of waves where there are none.
+        hash: ``restore`` where it is false, the settings of waves where there are none, environments where none are
+        declared, and what members may lack where they may lack nothing.
         """
         value: dict[str, Any] = self.model_dump(mode="json")
         discovery, encoding = value["discovery"], self.encoding
@@ -252,6 +267,10 @@ class Study(_Table):
             discovery |= {name: getattr(encoding, name) for name in _WAVED}
         else:
             discovery = {key: kept for key, kept in discovery.items() if key not in _WAVED}
+        if not self.environments:
+            del value["environments"], discovery["interventions"]
+        if not self.members.may_lack:
+            del value["members"]["may_lack"]
         value["discovery"] = {key: kept for key, kept in discovery.items() if key != "restore" or kept}
         value["aggregation"] |= asdict(self.aggregation.build())
         # A study that asks for no "aipw" has the JSON, and so the hash, that it had before there was one.
@@ -333,6 +352,7 @@ def _name_faults(study: Study) -> list[str]:
     names = set(study.names)
     faults = [] if len(names) == len(study.names) else [f"variable names must differ, but are {list(study.names)}"]
     used = {name for pair in (*study.knowledge.required, *study.knowledge.forbidden) for name in pair}
+    used |= {name for environment in study.environments for name in environment.targets} | {*study.members.may_lack}
     for effect in study.effects:
         roles = [effect.treatment, effect.outcome, *(() if effect.adjustment == "auto" else effect.adjustment)]
         used |= set(roles)
@@ -392,7 +412,7 @@ def _range_faults(study: Study) -> list[str]:
         faults.append(f"members.n_min {study.members.n_min} exceeds n_max {study.members.n_max}")
     if len(study.variables) < 2:
         faults.append(f"variables: a study needs 2 at least to ask what causes what, but has {len(study.variables)}")
-    faults += _feature_faults(study)
+    faults += [*_feature_faults(study), *_declaration_faults(study), *_environment_faults(study)]
     for variable in study.variables:
         low, high = variable.bounds
         if variable.kind == "binary" and (low, high) != (0, 1):
@@ -443,6 +463,66 @@ def _restoration_faults(study: Study) -> list[str]:
             f"discovery.restore: there is nothing to put back, for a clip of {whole} (the default) takes nothing: give "
             "a smaller clip, or leave restore out"
         )
+    return faults
+
+
+def _declaration_faults(study: Study) -> list[str]:
+    """What goes with neither environments nor lacking variables: all that takes every member's records for alike."""
+    asked = [
+        *(["environments"] if study.environments else []), *(["members.may_lack"] if study.members.may_lack else []),
+    ]  # fmt: skip
+    if not asked:
+        return []
+    what, faults = " and ".join(asked), []
+    if len(asked) == 2:
+        faults.append(f"{what}: a study has one or the other; ask two studies, or only members who have every variable")
+    if study.discovery.features != "identity":
+        faults.append(f"{what}: evidence must be of numbers, and discovery.features is {study.discovery.features!r}")
+    if study.discovery.restore:
+        faults.append(f"{what}: what the clip took cannot be put back there; leave discovery.restore out")
+    if study.training.rounds:
+        faults.append(
+            f"{what}: one model cannot be trained on records that are not alike: set training.rounds = 0 (with split = "
+            "{ evidence = 1.0, training = 0.0, evaluation = 0.0 })"
+        )
+    if study.robust_effects:
+        faults.append(f'{what}: an effect of method "aipw" takes all members\' records for alike: take "moments"')
+    return faults
+
+
+def _environment_faults(study: Study) -> list[str]:
+    declared, faults = study.environments, []
+    names = [environment.name for environment in declared]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        faults.append(f"environments: {twice} are declared twice; each has one name and one list of targets")
+    if len(declared) == 1:
+        faults.append(f"environments: {names[0]!r} is the only one; leave it out, or declare the others too")
+    always = sorted(name for name in study.names if declared and all(name in one.targets for one in declared))
+    if always:
+        faults.append(
+            f"environments: {always} are targets in every one, so that no evidence shows what causes them: declare one "
+            "in which they are left alone, or leave them out"
+        )
+    observed = any(not environment.targets for environment in declared)
+    if declared and study.effects and not observed:
+        faults.append(
+            "effects are those where nothing is acted on, and every environment has targets: declare one without, or "
+            "leave the effects out"
+        )
+    if declared and study.discovery.interventions == "soft" and not observed:
+        faults.append("discovery.interventions = 'soft' needs an environment without targets beside the others")
+    if any(environment.targets for environment in declared) and study.discovery.method != "boss":
+        faults.append(
+            f"discovery.method = {study.discovery.method!r} knows nothing of interventions: take 'boss', or declare "
+            "environments without targets, whose conditions only differ"
+        )
+    if declared and (size := (len(declared) + 1) * (len(study.names) + 1) ** 2 * _DIGITS) > _MOST_POOLED:
+        faults.append(
+            f"environments: {len(declared)} pools of {len(study.names)} variables take some {size >> 10} kB in one "
+            f"entry of the ledger, and {_MOST_POOLED >> 10} is the most: declare fewer, or take fewer variables"
+        )
+    if not declared and "interventions" in study.discovery.model_fields_set:
+        faults.append("discovery.interventions says what [[environments]] are, and there are none: leave it out")
     return faults
 
 

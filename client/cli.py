@@ -323,7 +323,7 @@ def dry_run(
     with command(as_json) as output:
         from causaldao.budget import plan
         from causaldao.client.config import NodeConfig
-        from causaldao.client.node import check_study
+        from causaldao.client.node import check_study, declaration
         from causaldao.client.overview import decision
 
         config = NodeConfig.load(node, joined=False)
@@ -332,7 +332,7 @@ def dry_run(
         planned = plan(chosen)
         data = {
             "study": chosen.name, "hash": chosen.hash, "approved": decision(config, node, chosen.hash) == "approved",
-            "warnings": list(warnings),
+            "warnings": list(warnings), "declares": declaration(config, chosen).words(chosen),
             "would_spend": {
                 "epsilon": planned.epsilon, "delta": planned.delta, "releases": [vars(s) for s in planned.spends],
             },
@@ -438,6 +438,7 @@ def _review_text(data: dict[str, Any]) -> str:
         f"  {life['dataset']} afterwards: epsilon {life['after']:.4f} of {life['epsilon']:g} at delta "
         f"{life['delta']:g}",
     ]
+    lines += [f"  told to all of them by the approval: {words}" for words in data["declares"]]
     if not life["fits"]:
         lines.append("  PAST ITS CAP: the node would refuse the study, approved or not")
     if data["simulation"]:
@@ -511,6 +512,7 @@ def _dictionary_text(data: dict[str, Any]) -> str:
 def _dry_run_text(data: dict[str, Any], node: Path, study: Path) -> str:
     lines = [f"{data['study']} ({data['hash'][:12]}): the data fit, nothing was released"]
     lines += [f"  {warning}" for warning in data["warnings"]]
+    lines += [f"  it would declare: {words}" for words in data["declares"]]
     spend = data["would_spend"]
     lines.append(f"  it would spend epsilon {spend['epsilon']:.4f} at delta {spend['delta']:g}")
     if not data["approved"]:

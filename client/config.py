@@ -37,7 +37,8 @@ class NodeConfig(BaseModel):
     ``dataset`` is the name its budget is kept under, whatever file holds it. ``data`` is a file, ``source`` any source;
     one of them is given. ``mapping`` is what is offered, by the names of variables; empty, it offers every column under
     its own name. ``federation`` and the ``coordinator``'s key are empty until the node has joined; so is
-    the ``origin``, the name of the federation's ledger.
+    the ``origin``, the name of the federation's ledger. ``environments`` says by a study's name under which of its
+    conditions the rows were gathered, ``lacks`` which variables are not in them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +50,8 @@ class NodeConfig(BaseModel):
     source: Source | None = None
     dataset: Annotated[str, Field(min_length=1, max_length=200)]
     mapping: dict[str, Column] = {}
+    environments: dict[str, str] = {}
+    lacks: tuple[str, ...] = ()
     share_columns: bool = False
     approved: tuple[str, ...] = ()
     lifetime: Lifetime = Lifetime()

@@ -35,6 +35,7 @@ from causaldao.client.privacy.noise import NoiseSource
 from causaldao.client.privacy.release import release_evidence
 from causaldao.client.receipts import Receipts
 from causaldao.client.training import Momentum, averaged, evaluate, train
+from causaldao.declared import Declaration
 from causaldao.errors import BudgetError, CausalDAOError, ConfigurationError, DataError, IdentityError, RefusedError
 from causaldao.estimates import of_member
 from causaldao.members import Roster
@@ -174,7 +175,12 @@ class Node:
         conform(apply(head, self.config.mapping, study.encoding), study.encoding)
         require_budget(self.config, self.folder, study)
         self.answers.keep_study(study.hash, study.to_json())
-        return self._seal(request, "rollcall", {"version": __version__, "noise": self._noise_kind(study)}, {}).pack()
+        body = {
+            "version": __version__,
+            "noise": self._noise_kind(study),
+            **declaration(self.config, study).to_json(study),
+        }
+        return self._seal(request, "rollcall", body, {}).pack()
 
     def _evidence(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         fields(request.body, {})
@@ -194,7 +200,8 @@ class Node:
         proposal = _proposal(request.body["proposal"], study)
         released = self._own(study).tensors["moments"]
         own = Evidence.from_release(released, study.encoding, plan(study).sigma)
-        ballot: Ballot = cast(proposal, own, self.knowledge, study.consensus.level)
+        said = self._declared(study).voting(study)
+        ballot: Ballot = cast(proposal, own, self.knowledge, study.consensus.level, **said)
         return self.reply(request, ballot.to_json(), {})
 
     def _effects(self, request: Statement, tensors: Tensors, base: str) -> bytes:
@@ -309,6 +316,13 @@ class Node:
             raise RefusedError("No evidence was released in this study: there is nothing to say in it from.")
         return Parcel.unpack(stored)
 
+    def _declared(self, study: Study) -> Declaration:
+        """What this node's approval said of its rows, whatever its file says by now."""
+        stored = self.answers.reply(Slot(study.hash, 0, "rollcall"))
+        if stored is None:
+            raise RefusedError("This node was not at the study's roll call: it declared nothing to vote by.")
+        return Declaration.from_json(study, peek(Parcel.unpack(stored).envelope).body)
+
     def _members(self, study: str) -> Roster:
         """The members as this node was shown them when the study asked first, whose keys signed the evidence."""
         receipts = Receipts(self.folder)
@@ -379,6 +393,7 @@ def check_study(config: NodeConfig, folder: Path, study: Study) -> tuple[str, ..
     if config.coordinator:
         VerifyKey.from_text(config.coordinator)
     declared_knowledge(config, folder).check(study.names)
+    declaration(config, study)
     table = load(config.table, folder)
     warnings = [*_require_fit(config, table, study), *_person_warnings(config, folder)]
     if len(table) < study.members.n_min:
@@ -388,6 +403,25 @@ def check_study(config: NodeConfig, folder: Path, study: Study) -> tuple[str, ..
         )
     require_budget(config, folder, study)
     return tuple(warnings)
+
+
+def declaration(config: NodeConfig, study: Study) -> Declaration:
+    """What the node's file says of its rows, as far as the study asks for it.
+
+    Raises
+    ------
+    ConfigurationError
+        the study has environments, and the file names none for it, or one that it lacks.
+    """
+    environment, known = config.environments.get(study.name, ""), [one.name for one in study.environments]
+    if study.environments and environment not in known:
+        raise ConfigurationError(
+            f"node.toml says of study {study.name!r} the environment {environment!r}, and the study's are "
+            f"{', '.join(known)}. Write under [environments] {study.name} = {known[0]!r}, or whichever of them these "
+            "records were gathered under."
+        )
+    lacks = sorted(set(config.lacks) & set(study.members.may_lack))
+    return Declaration(environment if study.environments else "", tuple(lacks))
 
 
 def study_mismatches(config: NodeConfig, study: Study) -> tuple[str, ...]:

@@ -18,10 +18,11 @@ from causaldao.children import born
 from causaldao.client import approvals
 from causaldao.client.answers import Answers
 from causaldao.client.config import FEDERATION_FILE, NODE_FILE, NodeConfig, read_text
-from causaldao.client.node import Node, study_mismatches
+from causaldao.client.node import Node, declaration, study_mismatches
 from causaldao.client.privacy.journal import Journal
 from causaldao.client.receipts import Receipts
 from causaldao.client.witnessing import open_witness
+from causaldao.declared import Declaration
 from causaldao.errors import CausalDAOError, ConfigurationError
 from causaldao.signing import VerifyKey
 from causaldao.study import Study
@@ -54,14 +55,20 @@ def review(config: NodeConfig, folder: Path, study: Study) -> dict[str, Any]:
     debits = Journal.open(path).debits(config.dataset) if path.exists() else ()
     others = [spend for debit in debits if debit.key.study != study.hash for spend in debit.spends]
     after = epsilon_of([*others, *planned.spends], cap.delta)
-    about = study.study
+    about, unfit = study.study, list(study_mismatches(config, study))
+    declares: Declaration | None = None
+    try:
+        declares = declaration(config, study)
+    except ConfigurationError as error:
+        unfit.append(str(error))
     return {
         "study": study.name, "hash": study.hash, "question": about.question, "purpose": about.purpose,
         "retention": about.retention, "variables": [variable.model_dump(mode="json") for variable in study.variables],
         "federation": config.federation, "coordinator": _coordinator(config), "simulation": about.simulation,
         "releases": approvals.releases(study), "epsilon": planned.epsilon, "delta": planned.delta,
         "lifetime": {"dataset": config.dataset, "after": after, **cap.model_dump(), "fits": after <= cap.epsilon},
-        "mismatches": list(study_mismatches(config, study)), "decision": decision(config, folder, study.hash),
+        "declares": [] if declares is None else declares.words(study),
+        "mismatches": unfit, "decision": decision(config, folder, study.hash),
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from causaldao.ballots import Ballot, Proposal, recheck
+from causaldao.declared import Declaration, expected
 from causaldao.errors import IdentityError
 from causaldao.estimates import Functions, of_member
 from causaldao.messages import Parcel, fields, names_of
@@ -22,12 +23,13 @@ _MOST = 100  # times n_max, to which counts are clamped: so many records are no 
 
 
 def approval(study: Study) -> Check:
-    """An approval says which version the node is, and where its noise comes from."""
+    """An approval says which version the node is, where its noise comes from, and what the study asks it to declare."""
 
     def check(statement: Statement, parcel: Parcel) -> None:
-        fields(statement.body, {"version": str, "noise": str})
+        fields(statement.body, {"version": str, "noise": str, **expected(study)})
         if len(statement.body["version"]) > _MAX_VERSION:
             raise IdentityError(f"A node's version has at most {_MAX_VERSION} characters.")
+        Declaration.from_json(study, statement.body)
         _check_noise(study, statement)
 
     return check
@@ -50,11 +52,18 @@ def evidence(book: Book) -> Check:
     return check
 
 
-def ballot(proposal: Proposal, released: Mapping[str, Evidence], level: float) -> Check:
-    """A ballot follows from the evidence that its voter released."""
+def ballot(
+    proposal: Proposal,
+    released: Mapping[str, Evidence],
+    level: float,
+    voting: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Check:
+    """A ballot follows from the evidence that its voter released, and from the conditions that it declared, ``voting``
+    by member (`Declaration.voting`)."""
 
     def check(statement: Statement, parcel: Parcel) -> None:
-        wrong = recheck(Ballot.from_json(statement.body, proposal), proposal, released[statement.member], level)
+        said, own = Ballot.from_json(statement.body, proposal), released[statement.member]
+        wrong = recheck(said, proposal, own, level, **(voting or {}).get(statement.member, {}))
         if wrong:
             raise IdentityError(f"The ballot does not follow from its voter's evidence on {names_of(wrong)}.")
 

@@ -266,7 +266,7 @@ def check(
     with command(as_json) as output:
         from causaldao.advice import advised, view, views
         from causaldao.budget import plan
-        from causaldao.decisions import answers_needed, cautions, least_members, require_members
+        from causaldao.decisions import answers_needed, cautions, environments_needed, least_members, require_members
         from causaldao.errors import MisuseError
 
         checked = _study_of(study)
@@ -286,6 +286,7 @@ def check(
                 "shares": [vars(share) for share in shares], "advised": None if best is None else best.evidence,
                 **({"effects": checked.privacy.split.effects} if checked.robust_effects else {}),
             },
+            **({"environments": environments_needed(checked)} if checked.environments else {}),
         }  # fmt: skip
         output.emit(data, lambda: _checked(data))
 
@@ -420,7 +421,24 @@ def _checked(data: dict[str, Any]) -> str:
         f"delta {data['delta']:g}\n  needs at least {data['members_needed']} members, "
         f"of whom {data['must_answer']} must answer each step"
     )
+    said = "\n".join([said, *_conditions(data.get("environments", []))])
     return "\n".join([said, *_shared(data["split"]), *(f"  warning: {caution}" for caution in data["warnings"])])
+
+
+def _conditions(environments: Sequence[dict[str, Any]]) -> list[str]:
+    """How many members each environment needs, for people."""
+    if not environments:
+        return []
+    least, sure = environments[0]["members_needed"], environments[0]["whoever_lies"]
+    words = [
+        f"{one['name']} (acts on {', '.join(one['targets']) or 'nothing'}{', effects are read there' * one['effects']})"
+        for one in environments
+    ]
+    more = f"; {sure}, if those who may lie can declare another" if sure > least else ""
+    return [
+        f"  members are compared within their environment: {', '.join(words)}",
+        f"    each needs {least} members who declare it{more}; with fewer, its members are set aside",
+    ]
 
 
 def _shared(split: dict[str, Any]) -> list[str]:

@@ -23,10 +23,12 @@ from causaldao import estimates
 from causaldao.aggregation.rules import faults_left
 from causaldao.ballots import Ballot, Proposal
 from causaldao.budget import Spend, epsilon_of, plan
+from causaldao.conditions import read_for_effects
 from causaldao.decisions import (
     Learnt,
     answers_needed,
     decide_adoption,
+    decide_comparison,
     decide_pool,
     decide_proposal,
     decide_round,
@@ -37,6 +39,7 @@ from causaldao.decisions import (
     require_members,
     update_size,
 )
+from causaldao.declared import Declaration, expected
 from causaldao.errors import (
     CausalDAOError,
     ConfigurationError,
@@ -188,6 +191,10 @@ class Coordinator:
         present = sorted(accepted)
         self.state.present = present
         self.state.noise = {name: accepted[name].statement.body["noise"] for name in present}
+        if expected(self.study):
+            said = {name: Declaration.from_json(self.study, accepted[name].statement.body) for name in present}
+            decide_comparison(self.study, said, len(self.roster.members))  # before any privacy is spent
+            self.state.declared = {name: one.to_json(self.study) for name, one in said.items()}
         approvals = [{"member": name, "envelope": accepted[name].parcel.envelope.decode()} for name in present]
         approved = self._book.transition("approved", {"approvals": approvals})
         self._book.commit("roll-call", [approved, self._book.transition("roll-call", {"present": present})])
@@ -202,7 +209,7 @@ class Coordinator:
             self.state.noise[name] = reply.statement.body["noise"]
         entries = self._book.spoken("evidence", accepted)
         spends = self._book.spends("evidence", 0, self._asker.asked)
-        decided = decide_pool(self.study, evidence, len(self.roster.members))
+        decided = decide_pool(self.study, evidence, len(self.roster.members), self._declared)
         proposal = decide_proposal(self.study, decided)
         self.progress(Event("pool", f"kept {len(decided.kept)}, accused {names_of(decided.accused)}", 1, 1))
         self.state.pool = {**decided.to_json(), "counts": {name: e.count for name, e in sorted(evidence.items())}}
@@ -213,7 +220,8 @@ class Coordinator:
 
     def _gather_ballots(self) -> None:
         voters = sorted(self.state.pool["counts"])
-        check = checks.ballot(self._proposal, self._book.evidence(), self.study.consensus.level)
+        voting = {name: said.voting(self.study) for name, said in self._declared.items()}
+        check = checks.ballot(self._proposal, self._book.evidence(), self.study.consensus.level, voting)
         body = {"proposal": self.state.proposal}
         accepted = self._collect("ballot", 0, body, voters, check=check, phase="ballots")
         entries = self._book.spoken("ballot", accepted)
@@ -413,13 +421,21 @@ class Coordinator:
         }
 
     @property
+    def _declared(self) -> dict[str, Declaration]:
+        """What each member declared at the roll call."""
+        found = self.state.declared
+        return {name: Declaration.from_json(self.study, found.get(name, {})) for name in self.state.present}
+
+    @property
     def _proposal(self) -> Proposal:
         return Proposal.from_json(self.state.proposal)
 
     @property
     def _answers(self) -> tuple[Evidence, tuple[float | None, ...]]:
         """The evidence that effects and the first model are read from, with the pool's bounds."""
-        pooled = Evidence.from_json(self.state.pool["evidence"])
+        pool = self.state.pool
+        own = {name: Evidence.from_json(one["evidence"]) for name, one in pool.get("environments", {}).items()}
+        pooled = read_for_effects(self.study, own, Evidence.from_json(pool["evidence"]))
         return evidence_of_answers(self.study, pooled, tuple(self.state.pool["bounds"]), self._proposal.reading)
 
     def _first_model(self) -> NeuralSCM:

@@ -41,6 +41,7 @@ class State:
     present: list[str] = field(default_factory=list)
     statuses: dict[str, dict[str, str]] = field(default_factory=dict)
     noise: dict[str, str] = field(default_factory=dict)
+    declared: dict[str, dict[str, Any]] = field(default_factory=dict)
     pool: dict[str, Any] = field(default_factory=dict)
     proposal: dict[str, Any] = field(default_factory=dict)
     consensus: dict[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from causaldao.errors import MisuseError
 
 _REQUIRED = ("study", "members", "marks", "effects", "ledger", "rounds", "seconds")
-_OPTIONAL = ("simulation", "privacy", "pool", "warnings", "example")
+_OPTIONAL = ("simulation", "privacy", "pool", "warnings", "example", "environments")
 _MINUS = "\N{MINUS SIGN}"
 _STATES = {
     "ok": "counted",
@@ -56,6 +56,8 @@ def render(result: Mapping[str, Any], graph_svg: str, *, explore: bool = False) 
         others=[m for m in result["members"] if m["status"] != "ok"],
         states=_STATES,
         by_sums=_accused_by_sums(result),
+        aside=_set_aside(whole["pool"]),
+        arrows=(result.get("graph") or {}).get("arrows", ()),
         marks=sorted(result["marks"], key=lambda mark: (mark["status"] != "contested", mark["kind"])),
         forests=_forests(answered),
         rounds=_rounds_plot(result["rounds"], [m["name"] for m in result["members"]]),
@@ -73,6 +75,11 @@ def _accused_by_sums(result: Mapping[str, Any]) -> set[str]:
     """Those whom an effect accuses, and not the pool of evidence."""
     pooled = set((result.get("pool") or {}).get("accused", ()))
     return {name for effect in result["effects"] for name in effect.get("accused", ())} - pooled
+
+
+def _set_aside(pool: Mapping[str, Any] | None) -> set[str]:
+    """Those whose environment has too few members to be compared: excluded, but by no rank."""
+    return {name for one in (pool or {}).get("aside", {}).values() for name in one["members"]}
 
 
 def _answer(effect: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from causaldao.conditions import observing
 from causaldao.files import write_text
 from causaldao.ledger.bundle import export
 from causaldao.ledger.log import Log
@@ -50,8 +51,9 @@ def result(
             "name": study.name, "hash": study.hash, "question": study.study.question, "purpose": study.study.purpose,
         },
         "members": [_member(name, state) for name in names],
+        **({"environments": _environments(study, state)} if study.environments else {}),
         "simulation": None if simulation is None else {**simulation, "noise": noise},
-        "graph": {"pattern": state.consensus["pattern"], "dag": state.consensus["dag"]},
+        "graph": {key: state.consensus[key] for key in ("pattern", "dag", "arrows") if key in state.consensus},
         "marks": state.consensus["marks"],
         "contested": [mark for mark in state.consensus["marks"] if mark["status"] == "contested"],
         "effects": [{**effect, "pooled": pooled(effect) if pooled else None} for effect in state.effects],
@@ -62,7 +64,7 @@ def result(
             "spent": coordinator.spent(),
         },
         "warnings": _warnings(study, state),
-        "pool": {key: value for key, value in state.pool.items() if key != "evidence"},
+        "pool": _without_evidence(state.pool),
         "ledger": _ledger(coordinator.log),
         "rounds": state.rounds,
         "seconds": state.seconds,
@@ -110,15 +112,48 @@ def _ledger(log: Log) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _without_evidence(pool: Mapping[str, Any]) -> dict[str, Any]:
+    """A pool, and those within environments, without the moments, which stand on the ledger."""
+    found = {key: value for key, value in pool.items() if key != "evidence"}
+    if "environments" in found:
+        found["environments"] = {name: _without_evidence(one) for name, one in found["environments"].items()}
+    return found
+
+
+def _environments(study: Study, state: State) -> list[dict[str, Any]]:
+    """What members declared, by environment of the study; ``status`` is compared, set aside, or empty, and
+    ``effects`` says whether effects are read from it."""
+    pools, aside = state.pool["environments"], state.pool["aside"]
+    read = observing(study, pools)
+    return [
+        {
+            "name": one.name, "targets": list(one.targets),
+            "members": [name for name in state.present if state.declared[name]["environment"] == one.name],
+            "status": "compared" if one.name in pools else "set aside" if one.name in aside else "empty",
+            "effects": bool(state.effects) and one.name in read,
+        }
+        for one in study.environments
+    ]  # fmt: skip
+
+
+def _set_aside(environment: str, aside: Mapping[str, Any]) -> str:
+    number = len(aside["members"])
+    return (
+        f"not compared: {number} member{'s' if number != 1 else ''} of environment {environment!r}, "
+        f"the rule needs {aside['needs']}"
+    )
+
+
 def _member(name: str, state: State) -> dict[str, Any]:
-    pool = state.pool
+    pool, said = state.pool, state.declared.get(name, {})
+    environment = said.get("environment", "")
     known = state.statuses.get(name, {"status": "ok", "reason": ""})
     status, reason = known["status"], known["reason"]
     if status != "excluded" and name in pool["accused"]:  # graver than a reply that was not taken
         status = "accused"
         reason = (
             f"its evidence deviates by {pool['deviations'][name]:.1f} standard deviations; "
-            f"{pool['critical']:.1f} is the bound"
+            f"{pool.get('environments', {}).get(environment, pool)['critical']:.1f} is the bound"
         )
     elif status != "excluded" and (sums := [e for e in state.effects if name in e.get("accused", ())]):
         status = "accused"
@@ -127,6 +162,8 @@ def _member(name: str, state: State) -> dict[str, Any]:
             f"standard deviations; {effect['critical']:.1f} is the bound"
             for effect in sums
         )
+    elif status == "ok" and name in pool.get("aside", {}).get(environment, {"members": ()})["members"]:
+        status, reason = "excluded", _set_aside(environment, pool["aside"][environment])
     elif status == "ok" and name in pool["excluded"]:
         status, reason = "excluded", "farthest from the others by rank; not accused"
     for what, key in (("left out", "excluded"), ("weighed down", "down_weighted")):
@@ -134,7 +171,8 @@ def _member(name: str, state: State) -> dict[str, Any]:
         if times:
             reason += f"{'; ' if reason else ''}its update was {what} in {times} of {len(state.rounds)} rounds"
     count = pool["counts"].get(name)
-    return {"name": name, "noisy_count": None if count is None else round(count, 1), "status": status, "reason": reason}
+    found = {"name": name, "noisy_count": None if count is None else round(count, 1), "status": status}
+    return {**found, "reason": reason, **({"environment": environment} if environment else {})}
 
 
 def _warnings(study: Study, state: State) -> list[str]:
@@ -147,6 +185,20 @@ def _warnings(study: Study, state: State) -> list[str]:
         warnings.append(
             f"{faulty - state.pool['faulty']} members gave no evidence and are counted among the {faulty} that may be "
             f"faulty: of those who did, {state.pool['faulty']} liars are borne."
+        )
+    for environment, aside in sorted(state.pool.get("aside", {}).items()):
+        warnings.append(
+            f"{_set_aside(environment, aside)}. Set aside, and not accused: {', '.join(aside['members'])}. Their "
+            "evidence is in no pool and speaks in their own ballots only."
+        )
+    read = [one for one in _environments(study, state) if one["effects"]] if study.environments else []
+    if read:
+        count = sum(state.pool["environments"][one["name"]]["evidence"]["moments"][0][0] for one in read)
+        warnings.append(
+            f"Effects are read where nothing was acted on: in {' and '.join(repr(one['name']) for one in read)}, from "
+            f"evidence worth {count:.0f} records, {sum(len(one['members']) for one in read)} of "
+            f"{len(state.present)} members."
+            + (" Of environments read together no bound on liars is stated." if len(read) > 1 else "")
         )
     if len(accused) > faulty:
         warnings.append(

@@ -16,6 +16,7 @@ simulate_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 bench_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 example_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
+MEMBERS = 10
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on stdout.")]
 
 
@@ -23,7 +24,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON envelope on s
 def simulate(
     study: Annotated[Path, typer.Argument(help="A study file (TOML), or the name of a scenario such as rand-hie.")],
     out: Annotated[Path, typer.Option(help="The folder of the run.")],
-    members: Annotated[int, typer.Option(help="How many institutions.")] = 10,
+    members: Annotated[
+        int | None, typer.Option(help="How many institutions: 10, or with --site-column one for each site.")
+    ] = None,
     liars: Annotated[int, typer.Option(help="How many of them lie.")] = 0,
     attack: Annotated[str, typer.Option(help="How they lie: forge, forge-rows, flip-updates, quiet.")] = "forge",
     rule: Annotated[str, typer.Option(help="Aggregation rule of pool and updates, instead of the study's.")] = "",
@@ -31,6 +34,12 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Of the split, the liars and the simulated noise.")] = 0,
     data: Annotated[
         str, typer.Option(help="A CSV or Parquet file, or a data set's name; the study's name if left out.")
+    ] = "",
+    site_column: Annotated[
+        str, typer.Option(help="The column that says whose each row is: a member for each of its values.")
+    ] = "",
+    environment_column: Annotated[
+        str, typer.Option(help="The column that says under which of the study's environments a site's rows are.")
     ] = "",
     engine: Annotated[
         str, typer.Option(help="inline: one process. ray: Flower's simulation engine, a process for each core.")
@@ -41,7 +50,7 @@ def simulate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a study over simulated institutions, from one table dealt to them at random."""
+    """Run a study over simulated institutions, from one table dealt to them at random, or by its column of sites."""
     with command(as_json) as output:
         from causaldao.server.progress import Progress
         from causaldao.simulations.federation import Setting, simulate
@@ -49,17 +58,21 @@ def simulate(
 
         _one_thread()
         chosen = load_study(study, rule=rule or None, faulty=faulty)
-        setting = Setting(members, liars, attack, seed)
+        dealt, environments = _members(_table(data, chosen.name), site_column, environment_column, members)
+        sites = tuple(dealt) if isinstance(dealt, dict) else ()
+        number = len(sites) or (MEMBERS if members is None else members)
+        setting = Setting(number, liars, attack, seed, sites)
         with Progress(quiet=as_json) as progress:
             result = simulate(
                 chosen,
-                _table(data, chosen.name),
+                dealt,
                 out,
                 setting,
                 engine=engine,
                 resume=resume,
                 progress=progress,
                 with_updates=with_updates,
+                environments=environments,
             )
         output.emit({"out": str(out), "result": result}, lambda: summary(result, out))
 
@@ -149,6 +162,23 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def _members(
+    table: pd.DataFrame, site: str, environment: str, members: int | None
+) -> tuple[pd.DataFrame | dict[str, pd.DataFrame], dict[str, str]]:
+    """The table to be dealt, or the rows of each site and the environment that it declares."""
+    from causaldao.errors import MisuseError
+    from causaldao.simulations.sites import by_site
+
+    if environment and not site:
+        raise MisuseError("--environment-column goes with --site-column: a member's records are of one environment.")
+    if not site:
+        return table, {}
+    parts, declared = by_site(table, site, environment)
+    if members not in (None, len(parts)):
+        raise MisuseError(f"--members {members}, but the column {site!r} names {len(parts)} sites: leave it out.")
+    return parts, declared
 
 
 def _table(data: str, study: str) -> pd.DataFrame:

@@ -7,8 +7,7 @@ produced. Killed at any point, it is resumed from there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from flwr.serverapp import Grid
 from causaldao.client.app import client_app
 from causaldao.client.data.checks import require as require_data
 from causaldao.client.node import Node
+from causaldao.conditions import observing
 from causaldao.decisions import require_members, seed_of
 from causaldao.errors import ConfigurationError, DataError, MisuseError
 from causaldao.files import write_text
@@ -74,6 +74,7 @@ def simulate(
     faults: Faults = NO_FAULTS,
     conducts: Mapping[str, Conduct] | None = None,
     with_updates: bool = False,
+    environments: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run a study over simulated members and write the run's folder; returns the content of ``result.json``.
 
@@ -82,6 +83,7 @@ def simulate(
     On the engine "ray" the members run in processes of their own and time is real; a run that was killed on one engine
     may be resumed on the other. ``faults`` and ``conducts`` are live objects, for the engine "inline" only.
     ``with_updates`` keeps the members' updates in the ledger, so that an audit can check aggregates down to them.
+    ``environments`` are what the members of a study that has some declare, by name.
 
     Raises
     ------
@@ -91,16 +93,17 @@ def simulate(
         the table to be dealt does not fit the study's variables. Nothing is written.
     ConfigurationError
         the folder holds a run and ``resume`` was not asked for, or holds another run than the one to resume; or Ray
-        is asked for and not installed.
+        is asked for and not installed; or a member of a study with environments has none of them.
     MisuseError
         there is no such engine, or it cannot do what is asked.
     """
     _require_engine(engine, faults, conducts)
     names = tuple(check_name(name) for name in sorted(data)) if isinstance(data, Mapping) else setting.names
     require_members(study, len(names))
+    _require_environments(study, names, environments or {})
     parts = _dealt(study, data, setting, names)
-    _claim(out, _described(study, data, setting), study, resume)
-    folders, key = prepare(out, study, setting, parts), coordinator_key(out)
+    _claim(out, _described(study, data, setting, environments), study, resume)
+    folders, key = prepare(out, study, setting, parts, environments), coordinator_key(out)
     lying = {**liars(study, setting), **(conducts or {})}
     nodes = {folder.name: open_node(folder, lying.get(folder.name)) for folder in folders}
     members = tuple(Member(folder.name, nodes[folder.name].key.public, witness_key(folder)) for folder in folders)
@@ -122,8 +125,10 @@ def simulate(
             run(server_app(conduct), InlineGrid({name: _app(node) for name, node in nodes.items()}, clock, faults))
         (coordinator,) = conducted
         # The study is closed; what follows only reads.
-        whole = pd.concat(list(data.values()), ignore_index=True) if isinstance(data, Mapping) else data
-        result = closed(study, coordinator, names, simulation=_truth(setting), pooled=partial(_pooled, study, whole))
+        whole = data if isinstance(data, Mapping) else {"": data}
+        compared = coordinator.state.pool.get("environments", {})
+        told = partial(_pooled, study, _alike(study, whole, environments or {}, observing(study, compared)))
+        result = closed(study, coordinator, names, simulation=_truth(setting), pooled=told)
         write(out, result, coordinator)
     return result
 
@@ -137,6 +142,30 @@ def _require_engine(engine: str, faults: Faults, conducts: Mapping[str, Conduct]
             raise MisuseError("The engine 'ray' takes no faults and no conducts: its nodes live in other processes.")
 
 
+def _require_environments(study: Study, names: Sequence[str], environments: Mapping[str, str]) -> None:
+    known = [one.name for one in study.environments]
+    if environments and not known:
+        raise MisuseError(f"Study {study.name!r} has no environments to declare.")
+    odd = sorted(name for name in names if known and environments.get(name) not in known)
+    if odd or set(environments) - set(names):
+        told = ", ".join(f"{name} {environments.get(name, 'none')!r}" for name in odd) or "some are of no member"
+        raise ConfigurationError(
+            f"Each member of study {study.name!r} declares one of its environments, {', '.join(known)}; {told}. On the "
+            "command line: --site-column and --environment-column."
+        )
+
+
+def _alike(
+    study: Study, parts: Mapping[str, pd.DataFrame], environments: Mapping[str, str], read: Sequence[str]
+) -> list[pd.DataFrame]:
+    """Everybody's rows, as tables within which they are alike: of a study with environments, a table for each of those
+    where effects are ``read``."""
+    if not study.environments:
+        return [pd.concat(list(parts.values()), ignore_index=True)]
+    found = [[part for name, part in parts.items() if environments[name] == one] for one in read]
+    return [pd.concat(some, ignore_index=True) for some in found]
+
+
 def _truth(setting: Setting) -> dict[str, Any]:
     """What only a simulation knows of itself."""
     return {
@@ -144,12 +173,18 @@ def _truth(setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _described(study: Study, data: pd.DataFrame | Mapping[str, pd.DataFrame], setting: Setting) -> dict[str, Any]:
+def _described(
+    study: Study,
+    data: pd.DataFrame | Mapping[str, pd.DataFrame],
+    setting: Setting,
+    environments: Mapping[str, str] | None,
+) -> dict[str, Any]:
     """What a resumed run must have in common with the one that was started."""
     tables = data if isinstance(data, Mapping) else {"": data}
     rows = {name: pd.util.hash_pandas_object(table, index=False) for name, table in tables.items()}
     digest = sha256(b"".join(name.encode() + b"\0" + rows[name].to_numpy().tobytes() for name in sorted(rows)))
-    return {"study": study.hash, "setting": asdict(setting), "data": digest}
+    declared = {"environments": dict(environments)} if environments else {}
+    return {"study": study.hash, "setting": setting.to_json(), "data": digest, **declared}
 
 
 def _claim(out: Path, described: Mapping[str, Any], study: Study, resume: bool) -> None:
@@ -199,11 +234,12 @@ def _log(out: Path, key: SigningKey, clock: Clock) -> Log:
     return Log.create(url, ORIGIN, key, clock.now)
 
 
-def _pooled(study: Study, frame: pd.DataFrame, effect: Mapping[str, Any]) -> float | None:
+def _pooled(study: Study, frames: Sequence[pd.DataFrame], effect: Mapping[str, Any]) -> float | None:
     """The pooled, non-private reference by the effect's method, on everybody's true rows, which only a simulation has:
-    least squares, or cross-fitted AIPW."""
-    if effect["estimate"] is None:
+    least squares, of several tables about the mean of each, or cross-fitted AIPW."""
+    if effect["estimate"] is None or not frames:
         return None
+    frame = pd.concat(frames, ignore_index=True)
     columns: dict[str, Any] = {}
     adjustment: list[str] = []
     for name in [effect["treatment"], effect["outcome"], *effect["adjustment"]]:
@@ -225,5 +261,10 @@ def _pooled(study: Study, frame: pd.DataFrame, effect: Mapping[str, Any]) -> flo
         except DataError:  # it is beside the answer, and the study is over
             return None
         return float(treated - untreated)
+    if len(frames) > 1:
+        table = np.repeat(range(len(frames)), [len(one) for one in frames])
+        columns = {
+            name: values - pd.Series(values).groupby(table).transform("mean") for name, values in columns.items()
+        }
     evidence = Evidence.from_data(pd.DataFrame(columns))
     return average_effect(evidence, effect["treatment"], effect["outcome"], adjustment).estimate

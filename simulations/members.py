@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,12 +36,14 @@ PARTITION = "partition-id"  # Flower's name for the number of a simulated node
 
 @dataclass(frozen=True)
 class Setting:
-    """What makes a simulation: how many members, which of them lie and how, and the seed of it all."""
+    """What makes a simulation: how many members, which of them lie and how, and the seed of it all. ``sites`` are
+    their names, where the table has some."""
 
     members: int = 10
     liars: int = 0
     attack: str = "forge"
     seed: int = 0
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.liars <= self.members:
@@ -49,10 +52,20 @@ class Setting:
             raise MisuseError(f"members = {self.members} must lie in [1, {MAX_MEMBERS}].")
         if self.seed < 0:
             raise MisuseError(f"seed = {self.seed} must be 0 or more.")
+        object.__setattr__(self, "sites", tuple(self.sites))
+        if self.sites and len(self.sites) != self.members:
+            raise MisuseError(f"members = {self.members}, but {len(self.sites)} sites are named.")
         attack(self.attack)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a run's folder holds it: without sites where none are named, as in runs from before there were any."""
+        value = asdict(self)
+        return {**value, "sites": list(self.sites)} if self.sites else {k: v for k, v in value.items() if k != "sites"}
 
     @property
     def names(self) -> tuple[str, ...]:
+        if self.sites:
+            return self.sites
         width = max(2, len(str(self.members)))
         return tuple(f"hospital-{k + 1:0{width}d}" for k in range(self.members))
 
@@ -63,9 +76,17 @@ class Setting:
         return tuple(sorted(self.names[k] for k in chosen))
 
 
-def prepare(out: Path, study: Study, setting: Setting, parts: Mapping[str, pd.DataFrame]) -> list[Path]:
+def prepare(
+    out: Path,
+    study: Study,
+    setting: Setting,
+    parts: Mapping[str, pd.DataFrame],
+    environments: Mapping[str, str] | None = None,
+) -> list[Path]:
     """Write the folder of each member (rows, key, node.toml) and return them, in the order of names.
 
+    ``environments`` are what members declare, by name; a member lacks what the study says one may lack and its table
+    has not.
     Rows and keys that are there already stay: a resumed run has the members that it began with.
     """
     coordinator = coordinator_key(out).public.to_text("coordinator")
@@ -82,6 +103,7 @@ def prepare(out: Path, study: Study, setting: Setting, parts: Mapping[str, pd.Da
             dataset=study.name,
             approved=(study.hash,), insecure_seed=setting.seed if study.study.simulation else None,
             lifetime=Lifetime(epsilon=study.privacy.epsilon, delta=study.privacy.delta),
+            **_declared(study, name, parts[name], environments or {}),
         )  # fmt: skip
         write_text(folder / "node.toml", _toml(config))
         _key(folder / "key.pem")
@@ -135,9 +157,19 @@ def _toml(config: NodeConfig) -> str:
     values = {
         name: value for name, value in config.model_dump(mode="json", exclude_unset=True).items() if value is not None
     }
-    lifetime = values.pop("lifetime")
+    tables = {name: values.pop(name) for name in ("lifetime", "environments") if name in values}
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-    return "\n".join([*lines, "", "[lifetime]", *(f"{name} = {value}" for name, value in lifetime.items())])
+    for table, entries in tables.items():
+        lines += ["", f"[{table}]", *(f"{json.dumps(name)} = {json.dumps(value)}" for name, value in entries.items())]
+    return "\n".join(lines)
+
+
+def _declared(study: Study, name: str, rows: pd.DataFrame, environments: Mapping[str, str]) -> dict[str, Any]:
+    lacks = tuple(sorted(set(study.members.may_lack) - set(rows.columns)))
+    return {
+        **({"environments": {study.name: environments[name]}} if name in environments else {}),
+        **({"lacks": lacks} if lacks else {}),
+    }
 
 
 def _key(path: Path) -> SigningKey:

@@ -12,11 +12,13 @@ import numpy as np
 
 from causaldao.ballots import Ballot, Proposal
 from causaldao.budget import plan
+from causaldao.conditions import read_for_effects
 from causaldao.decisions import (
     Learnt,
     decide_pool,
     evidence_of_answers,
 )
+from causaldao.declared import Declaration, expected
 from causaldao.errors import CausalDAOError, Finding
 from causaldao.ledger.verify import Line, Report
 from causaldao.models.discovery.evidence import Evidence
@@ -146,14 +148,23 @@ class Case:
         return found
 
     @cached_property
+    def declared(self) -> dict[str, Declaration]:
+        """What each member declared in its signed approval, where the study asks; nothing else is looked at."""
+        line = self.one("study.approved") if expected(self.given) else None
+        said = [] if line is None else [peek(one["envelope"].encode()) for one in line.body["approvals"]]
+        return {one.member: Declaration.from_json(self.given, one.body) for one in said}
+
+    @cached_property
     def pool(self) -> Pool:
-        return decide_pool(self.given, self.evidence, len(self.members))
+        return decide_pool(self.given, self.evidence, len(self.members), self.declared)
 
     @cached_property
     def answers(self) -> tuple[Evidence, tuple[float | None, ...]]:
         """The evidence that effects and the first model are read from, with the pool's bounds."""
         reading = Reading() if self.proposal is None else self.proposal.reading
-        return evidence_of_answers(self.given, self.pool.evidence, self.pool.bounds, reading)
+        own = {name: one.evidence for name, one in self.pool.environments.items()}
+        pooled = read_for_effects(self.given, own, self.pool.evidence)
+        return evidence_of_answers(self.given, pooled, self.pool.bounds, reading)
 
     @cached_property
     def proposal(self) -> Proposal | None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from causaldao.audit.case import ROUNDING, Audit, Case, Fault, differences
-from causaldao.ballots import Mark, Proposal, marks_of, recheck
+from causaldao.ballots import Mark, Proposal, recheck
+from causaldao.conditions import rested_on
 from causaldao.consensus import Consensus
 from causaldao.decisions import (
     decide_adoption,
     decide_proposal,
     estimate_effects,
 )
+from causaldao.declared import Declaration
 from causaldao.ledger.verify import Line
 from causaldao.models.discovery.features import FeatureMap
 from causaldao.models.discovery.moment_fit import ALIKE, rated
@@ -24,8 +25,11 @@ def pool(case: Case, result: Audit) -> None:
     line = case.one("pool")
     if line is None:
         return
+    given, said = case.evidence, case.declared  # read first: what is wrong with them is told of their own entries
+    case.last = line.index
     wrong = differences(line.body["pool"], case.pool.to_json())
-    result.checked.append(f"pool of {len(case.evidence)} members' evidence")
+    within = f", each within one of {len({one.environment for one in said.values()})} environments" if said else ""
+    result.checked.append(f"pool of {len(given)} members' evidence{within if case.given.environments else ''}")
     if wrong:
         result.faults.append(Fault(line.index, f"the pool does not follow from the evidence: {wrong}"))
     encoding = case.given.encoding
@@ -50,7 +54,7 @@ def proposal(case: Case, result: Audit) -> None:
         what = "proposal: the search ended elsewhere here; the recorded graph fits as well or better, and is taken"
     if what:
         result.unchecked.append(what)
-        expected = replace(expected, pattern=pattern, marks=marks_of(pattern, case.pool.evidence, expected.reading))
+        expected = rested_on(case.given, case.pool, expected, pattern)
     else:
         result.checked.append("proposal by discovery in the pool")
     wrong = differences(line.body["proposal"], expected.to_json())
@@ -79,7 +83,8 @@ def ballots(case: Case, result: Audit) -> None:
     for member, (index, ballot) in case.ballots.items():
         if member not in case.evidence:
             continue  # named by `_people`
-        wrong = recheck(ballot, proposal, case.evidence[member], case.given.consensus.level)
+        said = case.declared.get(member, Declaration()).voting(case.given)
+        wrong = recheck(ballot, proposal, case.evidence[member], case.given.consensus.level, **said)
         if wrong:
             result.faults.append(
                 Fault(index, f"the ballot of {member} does not follow from its evidence on {', '.join(wrong)}")

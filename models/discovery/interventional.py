@@ -13,7 +13,9 @@ Two kinds of intervention, and the score differs:
   a reversed edge. An environment without targets is needed (Yang, Katcoff & Uhler, 2018).
 
 Targets must be declared: unknown ones are refused, not guessed. A change that spares the declared targets, such as a
-shift of another variable's mean, breaks the assumption and is not noticed.
+shift of another variable's mean, breaks the assumption and is not noticed. With ``means`` "own" the intercept is each
+environment's own (`within`): shifts of means then tell nothing, neither of edges nor, which costs power, of directions.
+Noise is counted either way, as `Score` does for one evidence: parts add with theirs.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ from causaldao.models.discovery.boss import best_dag, check_options
 from causaldao.models.discovery.evidence import Dictionary, Evidence, add, moments_of
 from causaldao.models.discovery.found import Discovery
 from causaldao.models.discovery.score import PENALTY, Floats, Order, Score
+from causaldao.models.discovery.within import within
 from causaldao.models.knowledge import NONE, Knowledge
 from causaldao.models.pattern import cpdag_of
 
 Kind = Literal["hard", "soft"]
+Means = Literal["shared", "own"]
 
 
 @dataclass(frozen=True)
@@ -99,15 +103,16 @@ def interventional(
     generator: torch.Generator | None = None,
     restarts: int = 12,
     kind: Kind = "hard",
+    means: Means = "shared",
 ) -> Discovery:
     """Find the interventional CPDAG whose DAGs have the best score that the search meets.
 
     Options as `boss`; the penalty is in units of log n for each parent, n being all records. ``kind`` says what the
-    interventions were (see the module). Environments that intervene on nothing add up to the observational data. The
-    knowledge directs further.
+    interventions were, ``means`` whose the intercepts are (see the module). Environments that intervene on nothing add
+    up to the observational data. The knowledge directs further.
 
     Raises:
-        MisuseError: no environment, a kind of no such name, restarts below 1, a penalty that is not positive,
+        MisuseError: no environment, a kind or means of no such name, restarts below 1, a penalty that is not positive,
             environments of different variables, a variable that is a target everywhere, or soft interventions without
             an environment that has no targets.
         DataError: variables that are linearly dependent or constant over the environments that score a variable.
@@ -116,13 +121,16 @@ def interventional(
     check_options(penalty, restarts)
     if kind not in get_args(Kind):
         raise MisuseError(f"kind is {kind!r}. Choose one of {', '.join(get_args(Kind))}.")
+    if means not in get_args(Means):
+        raise MisuseError(f"means is {means!r}. Choose one of {', '.join(get_args(Means))}.")
     if not environments:
         raise MisuseError("There is no environment. Give one or more.")
     columns = environments[0].evidence.names
     knowledge.check(columns)
     targets = [environment.targets for environment in environments]
     _check_targets(columns, targets, kind)
-    dag, near = best_dag(score_of(environments, penalty, knowledge, kind), columns, knowledge, generator, restarts)
+    score = score_of(environments, penalty, knowledge, kind, means)
+    dag, near = best_dag(score, columns, knowledge, generator, restarts)
     return Discovery(knowledge.orient(cpdag_of(dag, targets)), near)
 
 
@@ -158,7 +166,13 @@ class Scores:
         return ()
 
 
-def score_of(environments: Sequence[Environment], penalty: float, knowledge: Knowledge, kind: Kind = "hard") -> Scores:
+def score_of(
+    environments: Sequence[Environment],
+    penalty: float,
+    knowledge: Knowledge,
+    kind: Kind = "hard",
+    means: Means = "shared",
+) -> Scores:
     """The score over the sorted names: each variable where it is no target, and where it is one by itself if soft."""
     names = tuple(sorted(environments[0].evidence.names))
     total = sum(environment.evidence.count for environment in environments)
@@ -166,7 +180,8 @@ def score_of(environments: Sequence[Environment], penalty: float, knowledge: Kno
 
     def scored(members: tuple[int, ...]) -> Score:
         if members not in known:
-            evidence = add([environments[i].evidence.select(names) for i in members])
+            own = [environments[i].evidence.select(names) for i in members]
+            evidence = within(own) if means == "own" else add(own)
             score = Score.of(evidence, penalty, knowledge, "The search")
             known[members] = replace(score, cost=penalty * math.log(total))
         return known[members]

@@ -16,6 +16,8 @@ import pandas as pd
 
 from causaldao.ballots import cast, propose
 from causaldao.consensus import ConsensusRule, adopt
+from causaldao.decisions import decide_adoption, decide_pool, decide_proposal
+from causaldao.declared import Declaration
 from causaldao.environments import centred, pool_environments
 from causaldao.errors import DataError, MisuseError
 from causaldao.models.discovery import search
@@ -24,6 +26,7 @@ from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import NONE
 from causaldao.models.pattern import f1
 from causaldao.pool import Settings, pool
+from causaldao.study import Study
 
 CONDITIONS = {
     "cd3cd28": 853, "icam2": 902, "aktinhib": 911, "g0076": 723, "psitect": 810, "u0126": 799, "ly": 848, "pma": 913,
@@ -66,7 +69,8 @@ def conditions() -> dict[str, pd.DataFrame]:
 
 def sachs() -> dict[str, Any]:
     """Skeleton F1 against the 17 edges: all rows in one table, without and with each condition's means taken out, and
-    the federation of nine: exact evidence through a public dictionary, each condition an environment of its own.
+    the federation of nine: exact evidence through a public dictionary, each condition an environment of its own; and
+    the decisions of a whole study with the same environments, whose proposal knows what they act on.
 
     With one member in an environment there is nobody to compare it with: f is 0, and nobody can be accused.
     """
@@ -90,7 +94,43 @@ def sachs() -> dict[str, Any]:
         "compared_across_conditions": {
             "federation": _skeleton_f1(search(compared.evidence, "boss").graph), "accused": list(compared.accused),
         },
+        "study": {kind: _as_study(parts, kind) for kind in ("hard", "soft")},
     }  # fmt: skip
+
+
+def _as_study(parts: dict[str, pd.DataFrame], kind: str) -> dict[str, Any]:
+    """What a study with these environments decides, if what they act on was set or only changed: the skeleton F1 of
+    proposal and adoption, how many directed edges are as published, turned round or none of the 17, and what the
+    ballots contest."""
+    study = Study.from_mapping({
+        "study": {"name": "sachs", "question": "What moves what?", "purpose": "A measurement.", "retention": "None."},
+        "variables": [{"name": _word(n), "kind": "continuous", "bounds": BOUNDS} for n in parts["cd3cd28"].columns],
+        "discovery": {"interventions": kind},
+        "environments": [{"name": name, "targets": [_word(t) for t in TARGETS.get(name, ())]} for name in parts],
+        "aggregation": {"pool": "mean"}, "training": {"rounds": 0},
+        "privacy": {
+            "epsilon": 1.0, "delta": 1e-6, "split": {"evidence": 1.0, "training": 0.0, "evaluation": 0.0},
+        },
+    })  # fmt: skip
+    evidence = {name: Evidence.from_data(part.rename(columns=_word), study.encoding) for name, part in parts.items()}
+    declared = {name: Declaration(name) for name in parts}
+    proposal = decide_proposal(study, decide_pool(study, evidence, len(parts), declared))
+    level = study.consensus.level
+    ballots = {name: cast(proposal, one, level=level, **declared[name].voting(study)) for name, one in evidence.items()}
+    adopted = decide_adoption(study, proposal, ballots, len(parts))
+    true = {tuple(map(_word, edge.split())) for edge in NETWORK}
+    found, turned = adopted.pattern.directed, {(b, a) for a, b in adopted.pattern.directed}
+    return {
+        "federation": _skeleton_f1(adopted.pattern), "proposal": _skeleton_f1(proposal.pattern),
+        "directed_as_published": len(found & true), "turned_round": len(turned & true),
+        "of_none": len(found) - len(found & true) - len(turned & true), "undirected": len(adopted.pattern.undirected),
+        "arrows": len(adopted.arrows), "contested": [mark.key for mark in adopted.contested],
+    }  # fmt: skip
+
+
+def _word(name: str) -> str:
+    """A name that a study can have."""
+    return str(name).replace("/", "_")
 
 
 def _centred(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -98,5 +138,8 @@ def _centred(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _skeleton_f1(graph: CausalGraph) -> float:
-    found, true = {frozenset(pair) for pair in graph.skeleton()}, {frozenset(edge.split()) for edge in NETWORK}
+    found, true = (
+        {frozenset(map(_word, pair)) for pair in graph.skeleton()},
+        {frozenset(_word(edge).split()) for edge in NETWORK},
+    )
     return f1(found, true)

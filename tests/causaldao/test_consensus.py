@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -266,3 +268,45 @@ def test_a_struck_shield_makes_the_graph_something_else() -> None:
         a, b = mark.nodes
         common = dag.children(a) & dag.children(b)
         assert {(a, c, b) for c in common} <= found.pattern.unshielded_colliders()
+
+
+def test_interventions_direct_what_the_votes_left() -> None:
+    """Whatever is struck, the result has a causal order. Nothing struck: the proposal as it is. No collider struck:
+    each arrow whose adjacency stands is there."""
+    kept = 0
+    for seed in range(CASES // 10):
+        rng = np.random.default_rng(seed)
+        dag = random_dag(rng, int(rng.integers(2, 8)), 0.5)
+        targets = [frozenset(name for name in dag.nodes if rng.random() < 0.3) for _ in range(3)]
+        graph = cpdag_of(dag, targets)
+        told = tuple((a, b) for a, b in sorted(graph.directed) if any((a in t) != (b in t) for t in targets))
+        proposal = replace(_proposal(graph), arrows=told)
+        for ballots in ({}, _random_ballots(rng, proposal, 5), _struck(rng, proposal)):
+            found = adopt(proposal, ballots, ConsensusRule(0.6, 0, 5))
+            _check(found, NONE)
+            struck = {t.mark.kind for t in found.tallies if t.oppose > 2}
+            if not struck:
+                assert found.pattern == graph, seed
+            if "collider" not in struck:
+                standing = {arrow for arrow in told if arrow in found.dag.directed or arrow[::-1] in found.dag.directed}
+                assert standing <= found.pattern.directed, seed
+                kept += len(standing) if struck else 0
+            assert set(found.arrows) <= set(told) & found.pattern.directed
+            assert found == adopt(proposal, dict(reversed(ballots.items())), ConsensusRule(0.6, 0, 5))
+    assert kept > 0
+
+
+def _struck(rng: np.random.Generator, proposal: Proposal) -> dict[str, Ballot]:
+    """Ballots that all oppose some adjacencies and support the rest."""
+    votes = {m.key: -1 if m.kind == "adjacency" and rng.random() < 0.3 else 1 for m in proposal.marks}
+    return {f"m{k}": Ballot(votes) for k in range(5)}
+
+
+def test_an_arrow_puts_up_a_collider_that_was_struck() -> None:
+    graph = CausalGraph.dag([("a", "c"), ("b", "c")])
+    proposal = replace(_proposal(graph), arrows=(("a", "c"), ("b", "c")))
+    votes = {mark.key: -1 if mark.kind == "collider" else 1 for mark in proposal.marks}
+    found = adopt(proposal, {f"m{k}": Ballot(votes) for k in range(5)}, ConsensusRule(0.6, 0, 5))
+    assert found.pattern.undirected == {("a", "c"), ("b", "c")}
+    assert found.arrows == ()
+    assert "arrows" not in found.to_json()
