@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from causaldao import ballot_bounds
 from causaldao.aggregation import Aggregate, aggregate
 from causaldao.aggregation.rules import by_name, faults_left, require
 from causaldao.ballots import Ballot, Proposal, propose
@@ -24,6 +25,7 @@ from causaldao.models.discovery.features import FeatureMap
 from causaldao.models.discovery.reading import Reading
 from causaldao.models.effects import Effect, average_effect, doubted, effect_set, robustness
 from causaldao.models.graph import CausalGraph
+from causaldao.models.knowledge import Knowledge
 from causaldao.models.scm import LinearSCM, NeuralSCM
 from causaldao.optimisers import FedAdam
 from causaldao.pool import RULES, Pool, Question, Settings, pool
@@ -56,6 +58,8 @@ def questions_of(study: Study) -> tuple[Question, ...]:
 
 def require_members(study: Study, members: int) -> None:
     """Refuse a study whose rules cannot bear its f with this many members; the error names the largest f they bear."""
+    if study.local:
+        ballot_bounds.require(study.consensus.threshold, study.consensus.faulty, members)
     for rule in _rules(study):
         require(rule, members, study.consensus.faulty)
     d = len(study.names) + 1
@@ -84,6 +88,8 @@ def effects_needed(study: Study, members: int, asked: int) -> int:
 def least_members(study: Study) -> int:
     """The fewest members with whom every rule that the study uses bears its f, and not everybody may lie."""
     faulty = study.consensus.faulty
+    if study.local:
+        return ballot_bounds.least(study.consensus.threshold, faulty)
     return max(faulty + 1, *(by_name(name).least(faulty) for name in _rules(study)))
 
 
@@ -91,6 +97,8 @@ def _rules(study: Study) -> tuple[str, ...]:
     """The rules that the study uses: that of the updates only if there are any, and the one whose bound on n and f the
     effects of method "aipw" have."""
     spec = study.aggregation
+    if study.local:  # nothing is pooled and nothing is trained: its bound is `ballot_bounds.require`
+        return ()
     used = [RULES[spec.pool], *([spec.rule] if study.training.rounds else [])]
     if study.robust_effects and study.consensus.faulty:
         used.append("multi-krum")
@@ -101,6 +109,8 @@ def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
     """What lies within the rules' bounds and yet asks much of them, in words; ``members`` 0: their number is open."""
     faulty, spec = study.consensus.faulty, study.aggregation
     found = list(_feature_cautions(study))
+    if study.local:
+        found += ballot_bounds.cautions(study.consensus.threshold, faulty, members or least_members(study))
     if not faulty or not study.training.rounds:
         return tuple(found)
     enough = ceil(faulty / MOST_FAULTY)
@@ -148,6 +158,11 @@ def decide_pool(study: Study, evidence: Mapping[str, Evidence], members: int) ->
 
 def decide_proposal(study: Study, pooled: Pool) -> Proposal:
     """Discovery by the study's method and options in the pooled evidence, what the clip took put back if it says so."""
+    return proposal_from(study, pooled.evidence, study.prior)
+
+
+def proposal_from(study: Study, evidence: Evidence, knowledge: Knowledge) -> Proposal:
+    """The same in any evidence: the pool's, or in local mode what a member keeps to itself, with its own knowledge."""
     spec = study.discovery
     clip = study.dictionary.clip if spec.restore else None
     options: dict[str, dict[str, Any]] = {
@@ -156,7 +171,7 @@ def decide_proposal(study: Study, pooled: Pool) -> Proposal:
         "moment-fit": {"restarts": spec.restarts, "penalty": study.penalty},
         "pc": {"alpha": spec.alpha},
     }
-    return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), clip=clip, **options[spec.method])
+    return propose(evidence, spec.method, knowledge, seed=seed_of(study), clip=clip, **options[spec.method])
 
 
 def evidence_of_answers(

@@ -8,6 +8,7 @@ from typing import Any
 from causaldao.ballots import Ballot, Proposal, recheck
 from causaldao.errors import IdentityError
 from causaldao.estimates import Functions, of_member
+from causaldao.graph_ballots import GraphBallot
 from causaldao.messages import Parcel, fields, names_of
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.features import FeatureMap
@@ -59,6 +60,24 @@ def ballot(proposal: Proposal, released: Mapping[str, Evidence], level: float) -
             raise IdentityError(f"The ballot does not follow from its voter's evidence on {names_of(wrong)}.")
 
     return check
+
+
+def graph_ballot(study: Study) -> Check:
+    """A ballot of local mode is a graph that can be counted; whether it is what the member's rows say, nobody can
+    check."""
+
+    def check(statement: Statement, parcel: Parcel) -> None:
+        read_graph_ballot(statement.body, study)
+        _check_noise(study, statement)
+
+    return check
+
+
+def read_graph_ballot(body: Mapping[str, Any], study: Study) -> GraphBallot:
+    """The graph in the words of a ballot, which also say where the noise comes from."""
+    if not isinstance(body.get("noise"), str):
+        raise IdentityError("A ballot says where its noise comes from, but this one does not.")
+    return GraphBallot.from_json({key: value for key, value in body.items() if key != "noise"}, study)
 
 
 def based_on(base: str, what: str) -> Check:

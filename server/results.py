@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from causaldao.ballot_bounds import needed
 from causaldao.files import write_text
 from causaldao.ledger.bundle import export
 from causaldao.ledger.log import Log
 from causaldao.ledger.note import with_cosignatures
+from causaldao.messages import names_of
 from causaldao.models.graph import CausalGraph
 from causaldao.pictures.page import page
 from causaldao.pictures.svg import draw
@@ -25,6 +27,7 @@ from causaldao.server.recording import State
 from causaldao.server.report import write as write_report
 from causaldao.study import Study
 
+_NO_POOL: Mapping[str, Any] = {"accused": (), "excluded": (), "counts": {}}  # of a study of local ballots
 _CHECKPOINTS = 50  # the last ones that are listed
 Reference = Callable[[Mapping[str, Any]], float | None]
 """The pooled, non-private answer to one effect of the result, where somebody holds all rows."""
@@ -45,11 +48,14 @@ def result(
     """
     state, model = coordinator.state, coordinator.model()
     privacy, noise = study.privacy, coordinator.noise
+    graphs = coordinator.graphs() if study.local else {}
+    abstained = {name: ballot.abstains for name, ballot in graphs.items() if ballot.abstains}
     return {
         "study": {
             "name": study.name, "hash": study.hash, "question": study.study.question, "purpose": study.study.purpose,
+            **({"evidence": "local"} if study.local else {}),
         },
-        "members": [_member(name, state) for name in names],
+        "members": [_member(name, state, abstained) for name in names],
         "simulation": None if simulation is None else {**simulation, "noise": noise},
         "graph": {"pattern": state.consensus["pattern"], "dag": state.consensus["dag"]},
         "marks": state.consensus["marks"],
@@ -61,8 +67,8 @@ def result(
             "delta": privacy.delta, "split": study.to_json()["privacy"]["split"], "noise": noise,
             "spent": coordinator.spent(),
         },
-        "warnings": _warnings(study, state),
-        "pool": {key: value for key, value in state.pool.items() if key != "evidence"},
+        "warnings": _local_warnings(study, state, abstained) if study.local else _warnings(study, state),
+        "pool": {key: value for key, value in state.pool.items() if key != "evidence"} or None,
         "ledger": _ledger(coordinator.log),
         "rounds": state.rounds,
         "seconds": state.seconds,
@@ -78,12 +84,13 @@ def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> Non
     pattern = CausalGraph.from_json(result["graph"]["pattern"])
     effect = result["effects"][0] if result["effects"] else {"treatment": None, "outcome": None}
     treatment, outcome = effect["treatment"], effect["outcome"]
-    svg = draw(pattern, result["marks"], treatment=treatment, outcome=outcome)
+    drawn = _drawn(result["marks"])
+    svg = draw(pattern, drawn, treatment=treatment, outcome=outcome)
     write_text(out / "graph.json", json.dumps(result["graph"], indent=1))
     write_text(out / "graph.svg", svg)
     asked = result["study"]
     shown = page(
-        pattern, title=f"{asked['name']}: the adopted graph", subtitle=asked["question"], marks=result["marks"],
+        pattern, title=f"{asked['name']}: the adopted graph", subtitle=asked["question"], marks=drawn,
         votes=coordinator.votes(), treatment=treatment, outcome=outcome, report=True,
     )  # fmt: skip
     write_text(out / "graph.html", shown)
@@ -94,6 +101,12 @@ def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> Non
     write_text(out / "policy", membership.policy(log, coordinator.key.public))
     write_report(result, svg, out / "report.html", explore=True)
     write_text(out / "result.json", json.dumps(result, indent=1, allow_nan=False))
+
+
+def _drawn(marks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The marks to be drawn: all of shared mode; of local mode, where any member's slip is one, those that entered and
+    those that half of the supporters it takes have. The report lists all."""
+    return [mark for mark in marks if mark["status"] == "adopted" or 2 * mark["support"] >= mark.get("needed", 0)]
 
 
 def _ledger(log: Log) -> dict[str, Any]:
@@ -110,8 +123,8 @@ def _ledger(log: Log) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _member(name: str, state: State) -> dict[str, Any]:
-    pool = state.pool
+def _member(name: str, state: State, abstained: Mapping[str, str]) -> dict[str, Any]:
+    pool = state.pool or _NO_POOL
     known = state.statuses.get(name, {"status": "ok", "reason": ""})
     status, reason = known["status"], known["reason"]
     if status != "excluded" and name in pool["accused"]:  # graver than a reply that was not taken
@@ -133,8 +146,33 @@ def _member(name: str, state: State) -> dict[str, Any]:
         times = sum(name in entry[key] for entry in state.rounds)
         if times:
             reason += f"{'; ' if reason else ''}its update was {what} in {times} of {len(state.rounds)} rounds"
+    if name in abstained:
+        reason += f"{'; ' if reason else ''}its ballot abstains: its noisy moments bore no graph ({abstained[name]})"
     count = pool["counts"].get(name)
     return {"name": name, "noisy_count": None if count is None else round(count, 1), "status": status, "reason": reason}
+
+
+def _local_warnings(study: Study, state: State, abstained: Mapping[str, str]) -> list[str]:
+    """What a reader must know of a graph that rests on ballots alone."""
+    present, faulty = len(state.present), study.consensus.faulty
+    enough = needed(study.consensus.threshold, faulty, present)
+    warnings = [
+        f"Members voted straight from their own rows. Nobody can recompute a ballot, and a false one is not found; a "
+        f"link stands because {enough} or more of {present} members say that they see it."
+        + (f" {faulty} liars alone enter none." if faulty else "")
+    ]
+    if present - faulty < enough:
+        warnings.append(
+            f"{faulty} of the {present} who took part may lie, and {enough} must support a link: liars could keep out "
+            "every link, so that one is missing tells nothing."
+        )
+    if abstained:
+        warnings.append(
+            f"{len(abstained)} members' noisy moments bore no graph, and they abstain: {names_of(sorted(abstained))}."
+        )
+    if unlisted := state.consensus.get("unlisted"):
+        warnings.append(f"{unlisted} further marks, that the fewest members have, are in no list here: none entered.")
+    return warnings
 
 
 def _warnings(study: Study, state: State) -> list[str]:

@@ -52,6 +52,7 @@ from causaldao.simulations.members import (
     liars,
     open_node,
     prepare,
+    require_attack,
     witness_key,
 )
 from causaldao.study import Study
@@ -93,11 +94,12 @@ def simulate(
         the folder holds a run and ``resume`` was not asked for, or holds another run than the one to resume; or Ray
         is asked for and not installed.
     MisuseError
-        there is no such engine, or it cannot do what is asked.
+        there is no such engine, or it cannot do what is asked; or the liars' attack is none on such a study.
     """
     _require_engine(engine, faults, conducts)
     names = tuple(check_name(name) for name in sorted(data)) if isinstance(data, Mapping) else setting.names
     require_members(study, len(names))
+    require_attack(study, setting)
     parts = _dealt(study, data, setting, names)
     _claim(out, _described(study, data, setting), study, resume)
     folders, key = prepare(out, study, setting, parts), coordinator_key(out)

@@ -20,6 +20,7 @@ BEFORE, AFTER = (
     ("proposed", "approved", "roll-call", "evidence", "ballots", "adopted"),
     ("evaluated", "released", "closed"),
 )
+LOCAL = ("proposed", "approved", "roll-call", "ballots", "adopted", "released", "closed")  # of a study of local ballots
 ORDER = (
     "study.approved",
     "evidence",
@@ -40,7 +41,7 @@ def course(case: Case, result: Audit) -> None:
     study, states = case.given, [line for line in case.entries if line.kind.startswith("study.")]
     states = [line for line in states if line.kind != "study.aborted"]  # resumed later, or the last word
     rounds = [f"training {number}" for number in range(1, study.training.rounds + 1)]
-    for line, expected in zip_longest(states, [*BEFORE, *rounds, *AFTER]):
+    for line, expected in zip_longest(states, LOCAL if study.local else [*BEFORE, *rounds, *AFTER]):
         if line is None:
             break
         state = line.kind.removeprefix("study.")
@@ -154,7 +155,7 @@ def budget(case: Case, result: Audit) -> None:
         if (line.body["kind"], line.body["round"]) in slots or not _planned(study, line.body):
             result.faults.append(Fault(line.index, f"the spending of {line.body['member']} is not in the study's plan"))
         slots.append((line.body["kind"], line.body["round"]))
-    for kind in ("evidence", "effects", "update"):
+    for kind in ("ballot",) if study.local else ("evidence", "effects", "update"):
         for line in case.lines(kind):
             if (kind, line.body["round"]) not in spent.get(line.body["member"], []):
                 result.faults.append(
@@ -165,11 +166,12 @@ def budget(case: Case, result: Audit) -> None:
 
 def _planned(study: Study, body: Mapping[str, Any]) -> bool:
     planned = plan(study)
+    first = "ballot" if study.local else "evidence"
     spend = {
-        "evidence": planned.evidence, "effects": planned.effects, "update": planned.training,
+        first: planned.evidence, "effects": planned.effects, "update": planned.training,
         "evaluation": planned.evaluation,
     }.get(body["kind"])  # fmt: skip
-    rounds = (0,) if body["kind"] in ("evidence", "effects") else range(1, study.training.rounds + 1)
+    rounds = (0,) if body["kind"] in (first, "effects") else range(1, study.training.rounds + 1)
     return spend is not None and body["round"] in rounds and all(body[k] == v for k, v in vars(spend).items())
 
 
