@@ -93,6 +93,11 @@ def least_members(study: Study) -> int:
     return max(faulty + 1, *(by_name(name).least(faulty) for name in _rules(study)))
 
 
+def supporters(study: Study, members: int) -> int:
+    """How many of so many members must support a mark, in a study of local ballots."""
+    return ballot_bounds.needed(study.consensus.threshold, study.consensus.faulty, members)
+
+
 def _rules(study: Study) -> tuple[str, ...]:
     """The rules that the study uses: that of the updates only if there are any, and the one whose bound on n and f the
     effects of method "aipw" have."""

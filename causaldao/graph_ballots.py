@@ -49,13 +49,14 @@ class GraphBallot:
     to know, which is public.
 
     ``abstains`` is "" or the code of why the member's moments bore no graph: then the graph has what is known, and no
-    more.
+    more. ``noise`` says where the member's noise comes from: "os", or "simulated" in a simulation.
     """
 
     graph: CausalGraph
     absent: frozenset[Pair] = frozenset()
     knowledge: Knowledge = NONE
     abstains: str = ""
+    noise: str = "os"
 
     def to_json(self, study: Study) -> dict[str, Any]:
         """The words that are signed. ``absent`` is one bit for each pair of the study's names, sorted, as hexadecimal
@@ -64,7 +65,7 @@ class GraphBallot:
         digits = "".join(f"{int(bits[k : k + 4].ljust(4, '0'), 2):x}" for k in range(0, len(bits), 4))
         return {
             "graph": self.graph.to_json(), "absent": digits, "knowledge": self.knowledge.to_json(),
-            "abstains": self.abstains,
+            "abstains": self.abstains, "noise": self.noise,
         }  # fmt: skip
 
     @staticmethod
@@ -177,7 +178,9 @@ def _found(study: Study, evidence: Evidence, own: Knowledge, knowledge: Knowledg
 def _read(value: Any, study: Study) -> GraphBallot:
     if not isinstance(value, Mapping):
         raise IdentityError(f"Expected a ballot, but got a {type(value).__name__}.")
-    fields(value, {"graph": dict, "absent": str, "knowledge": dict, "abstains": str})
+    fields(value, {"graph": dict, "absent": str, "knowledge": dict, "abstains": str, "noise": str})
+    if value["noise"] not in (("os", "simulated") if study.study.simulation else ("os",)):
+        raise IdentityError("The noise of a ballot is 'os', or 'simulated' in a study that is a simulation.")
     if len(canonical(dict(value))) > MOST_BYTES:
         raise IdentityError(f"A ballot has at most {MOST_BYTES} bytes.")
     graph = CausalGraph.from_json(value["graph"])
@@ -196,7 +199,7 @@ def _read(value: Any, study: Study) -> GraphBallot:
         raise IdentityError("The reason of an abstention is a code of at most 32 lower-case letters.")
     if abstains and (absent or graph != _required(study, whole)):
         raise IdentityError("The ballot abstains, and yet its graph has more than what is known.")
-    return GraphBallot(graph, absent, knowledge, abstains)
+    return GraphBallot(graph, absent, knowledge, abstains, value["noise"])
 
 
 def _check_graph(graph: CausalGraph, study: Study, knowledge: Knowledge) -> None:

@@ -216,10 +216,10 @@ class Node:
         def draw() -> bytes:
             noise = self._noise(study, request)
             moments = release_evidence(self.rows(study), study.encoding, spending.sigma, noise)
-            ballot = _ballot_of(moments, study, self.knowledge)
+            ballot = replace(_ballot_of(moments, study, self.knowledge), noise=noise.kind)
             if ballot.abstains:
                 _LOG.warning("ballot of study %s abstains (%s): %s", study.hash[:12], ballot.abstains, _ABSTAINS)
-            return self.reply(request, {**ballot.to_json(study), "noise": noise.kind}, {})
+            return self.reply(request, ballot.to_json(study), {})
 
         return self._release(study, request, base, spending.evidence, draw)
 

@@ -67,17 +67,9 @@ def graph_ballot(study: Study) -> Check:
     check."""
 
     def check(statement: Statement, parcel: Parcel) -> None:
-        read_graph_ballot(statement.body, study)
-        _check_noise(study, statement)
+        GraphBallot.from_json(statement.body, study)
 
     return check
-
-
-def read_graph_ballot(body: Mapping[str, Any], study: Study) -> GraphBallot:
-    """The graph in the words of a ballot, which also say where the noise comes from."""
-    if not isinstance(body.get("noise"), str):
-        raise IdentityError("A ballot says where its noise comes from, but this one does not.")
-    return GraphBallot.from_json({key: value for key, value in body.items() if key != "noise"}, study)
 
 
 def based_on(base: str, what: str) -> Check:

@@ -250,7 +250,7 @@ class Coordinator:
 
     def graphs(self) -> dict[str, GraphBallot]:
         """The graph that each member signed, in a study of local ballots."""
-        return {name: checks.read_graph_ballot(said, self.study) for name, said in self._book.ballots().items()}
+        return {name: GraphBallot.from_json(said, self.study) for name, said in self._book.ballots().items()}
 
     def votes(self) -> dict[str, dict[str, int]]:
         """How each member voted, by the key of the mark: +1, 0 or -1. Ballots are public."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from causaldao.ballot_bounds import needed
+from causaldao.decisions import supporters
 from causaldao.files import write_text
 from causaldao.ledger.bundle import export
 from causaldao.ledger.log import Log
@@ -155,7 +155,7 @@ def _member(name: str, state: State, abstained: Mapping[str, str]) -> dict[str, 
 def _local_warnings(study: Study, state: State, abstained: Mapping[str, str]) -> list[str]:
     """What a reader must know of a graph that rests on ballots alone."""
     present, faulty = len(state.present), study.consensus.faulty
-    enough = needed(study.consensus.threshold, faulty, present)
+    enough = supporters(study, present)
     warnings = [
         f"Members voted straight from their own rows. Nobody can recompute a ballot, and a false one is not found; a "
         f"link stands because {enough} or more of {present} members say that they see it."

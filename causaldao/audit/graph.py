@@ -142,7 +142,7 @@ def local(case: Case, result: Audit) -> None:
     for member, (spoken, said) in case.words("ballot").items():
         case.last = spoken.index
         try:
-            found[member] = GraphBallot.from_json({k: v for k, v in said.body.items() if k != "noise"}, case.given)
+            found[member] = GraphBallot.from_json(said.body, case.given)
         except CausalDAOError as error:
             result.faults.append(Fault(spoken.index, f"the ballot of {member} should not be taken: {error}"))
     result.checked.append(f"{len(found)} ballots as graphs of the study's variables under what is known")
