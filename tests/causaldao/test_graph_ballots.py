@@ -30,7 +30,7 @@ from tests.models.random_models import random_dag
 
 STUDY = local_study()
 TRUTH = CausalGraph.dag([("a", "c"), ("b", "c"), ("c", "d")], "abcd")
-CASES = count(150, 3000)
+CASES = count(60, 3000)
 
 
 def _ballots(graphs: dict[str, CausalGraph]) -> dict[str, GraphBallot]:
@@ -85,7 +85,7 @@ def test_nine_of_ten_rulings_out_are_false() -> None:
     """At level 0.01 a link of partial correlation 0.1 is ruled out in fewer than 3 of 100 draws, noise included."""
     rng = np.random.default_rng(2)
     asked = local_study("ab", privacy={"epsilon": 3.0, "delta": 1e-5, "split": WHOLE})
-    tries, wrong = count(200, 2000), 0
+    tries, wrong = count(100, 2000), 0
     weight = 0.1 / np.sqrt(1 - 0.01)
     for _ in range(tries):
         rows = linear_gaussian({("a", "b"): float(weight)}, 3000, rng, ("a", "b"))
@@ -245,14 +245,14 @@ def _wide(d: int, edges: list[tuple[int, int]]) -> tuple[Study, dict[str, Any]]:
     return asked, GraphBallot(graph).to_json(asked)
 
 
-def test_a_million_marks_are_counted() -> None:
-    """Sixty causes of sixty effects: 3,600 links, but 106,200 colliders."""
-    asked, said = _wide(120, [(i, 60 + j) for i in range(60) for j in range(60)])
+def test_more_marks_than_can_be_recorded_are_counted() -> None:
+    """Thirty causes of thirty effects: 900 links, but 13,050 colliders. What is longer in bytes is not even read."""
+    asked, said = _wide(60, [(i, 30 + j) for i in range(30) for j in range(30)])
     with pytest.raises(IdentityError, match="more than 10000 marks"):
         GraphBallot.from_json(said, asked)
-    asked, said = _wide(150, list(combinations(range(150), 2)))
-    with pytest.raises(IdentityError, match=r"at most 700000 bytes|more than"):
-        GraphBallot.from_json(said, asked)
+    long = {**SAID, "graph": {**SAID["graph"], "edges": SAID["graph"]["edges"] * 10_000}}
+    with pytest.raises(IdentityError, match="at most 700000 bytes"):
+        GraphBallot.from_json(long, STUDY)
 
 
 def test_one_member_swamps_the_record_with_marks_that_nobody_else_has(monkeypatch: pytest.MonkeyPatch) -> None:
