@@ -30,6 +30,7 @@ NAMES = (
     "scm",
     "federated-effects",
     "edge-probabilities",
+    "local-ballots",
 )
 
 
