@@ -98,6 +98,13 @@ def supporters(study: Study, members: int) -> int:
     return ballot_bounds.needed(study.consensus.threshold, study.consensus.faulty, members)
 
 
+def graphs_needed(study: Study, members: int, present: int) -> int:
+    """The fewest ballots of the ``present`` with which a study of local ballots goes on: so many that what all honest
+    voters support enters though f of those who voted oppose it, as far as that can be waited for with f silent."""
+    faulty = study.consensus.faulty
+    return max(answers_needed(study, members), min(present - faulty, supporters(study, present) + faulty))
+
+
 def _rules(study: Study) -> tuple[str, ...]:
     """The rules that the study uses: that of the updates only if there are any, and the one whose bound on n and f the
     effects of method "aipw" have."""

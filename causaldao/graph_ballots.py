@@ -26,6 +26,7 @@ from causaldao.ballots import Ballot, Proposal
 from causaldao.consensus import Consensus, ConsensusRule, adopt, local_ballots, marks_held
 from causaldao.decisions import proposal_from
 from causaldao.errors import CausalDAOError, ConfigurationError, DataError, IdentityError
+from causaldao.logs import visible
 from causaldao.messages import fields
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph, Pair
@@ -40,6 +41,7 @@ MOST_TRIPLES = 1_000_000  # pairs of neighbours of one node, over all nodes: wha
 MOST_BYTES = 700_000  # of a ballot's canonical JSON: in an envelope it stays below what is read of a reply
 MOST_LISTED = 5_000  # marks that an adoption records
 TOO_LARGE = "too-large"
+_MAX_REASON = 200  # characters
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -76,7 +78,8 @@ class GraphBallot:
         except IdentityError:
             raise
         except (CausalDAOError, *_UNREADABLE) as error:
-            raise IdentityError(f"The ballot's graph cannot be taken: {error}") from error
+            why = visible(str(error)[:_MAX_REASON])  # it may quote names that a terminal would obey
+            raise IdentityError(f"The ballot's graph cannot be taken: {why}") from error
 
 
 def pairs_of(study: Study) -> list[Pair]:
@@ -183,9 +186,9 @@ def _read(value: Any, study: Study) -> GraphBallot:
         raise IdentityError("The noise of a ballot is 'os', or 'simulated' in a study that is a simulation.")
     if len(canonical(dict(value))) > MOST_BYTES:
         raise IdentityError(f"A ballot has at most {MOST_BYTES} bytes.")
-    graph = CausalGraph.from_json(value["graph"])
-    if graph.nodes != study.names:
+    if value["graph"].get("nodes") != list(study.names):
         raise IdentityError("The ballot's graph is over other variables than the study's, or in another order.")
+    graph = CausalGraph.from_json(value["graph"])
     if graph.to_json() != value["graph"]:
         raise IdentityError("The ballot's graph is not written as graphs are written: edges sorted, no more keys.")
     knowledge = Knowledge.from_json(value["knowledge"])

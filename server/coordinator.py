@@ -37,6 +37,7 @@ from causaldao.decisions import (
     estimate_effects,
     evidence_of_answers,
     first_model,
+    graphs_needed,
     require_members,
     update_size,
 )
@@ -229,9 +230,11 @@ class Coordinator:
         self._book.commit("ballots", [*entries, self._book.transition("ballots", {"voters": sorted(accepted)})])
 
     def _gather_graphs(self) -> None:
+        present = self.state.present
         accepted = self._collect(
-            "ballot", 0, {}, self.state.present, check=checks.graph_ballot(self.study), phase="ballots"
-        )
+            "ballot", 0, {}, present, minimum=graphs_needed(self.study, len(self.roster.members), len(present)),
+            check=checks.graph_ballot(self.study), phase="ballots",
+        )  # fmt: skip
         for name, reply in accepted.items():
             self.state.noise[name] = reply.statement.body["noise"]
         entries = self._book.spoken("ballot", accepted)

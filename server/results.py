@@ -7,7 +7,7 @@ everybody's rows in one place would have given: elsewhere ``simulation`` is null
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def result(
             "delta": privacy.delta, "split": study.to_json()["privacy"]["split"], "noise": noise,
             "spent": coordinator.spent(),
         },
-        "warnings": _local_warnings(study, state, abstained) if study.local else _warnings(study, state),
+        "warnings": _local_warnings(study, state, graphs, abstained) if study.local else _warnings(study, state),
         "pool": {key: value for key, value in state.pool.items() if key != "evidence"} or None,
         "ledger": _ledger(coordinator.log),
         "rounds": state.rounds,
@@ -152,8 +152,9 @@ def _member(name: str, state: State, abstained: Mapping[str, str]) -> dict[str, 
     return {"name": name, "noisy_count": None if count is None else round(count, 1), "status": status, "reason": reason}
 
 
-def _local_warnings(study: Study, state: State, abstained: Mapping[str, str]) -> list[str]:
-    """What a reader must know of a graph that rests on ballots alone."""
+def _local_warnings(study: Study, state: State, graphs: Collection[str], abstained: Mapping[str, str]) -> list[str]:
+    """What a reader must know of a graph that rests on ballots alone, those of the members ``graphs``."""
+    voters = set(graphs) - set(abstained)
     present, faulty = len(state.present), study.consensus.faulty
     enough = supporters(study, present)
     warnings = [
@@ -161,10 +162,10 @@ def _local_warnings(study: Study, state: State, abstained: Mapping[str, str]) ->
         f"link stands because {enough} or more of {present} members say that they see it."
         + (f" {faulty} liars alone enter none." if faulty else "")
     ]
-    if present - faulty < enough:
+    if len(voters) - faulty < enough:
         warnings.append(
-            f"{faulty} of the {present} who took part may lie, and {enough} must support a link: liars could keep out "
-            "every link, so that one is missing tells nothing."
+            f"{len(voters)} ballots say something, of which {faulty} may lie, and {enough} must support a link: liars "
+            "could keep out every link, so that one is missing tells nothing."
         )
     if abstained:
         warnings.append(

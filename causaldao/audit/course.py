@@ -11,6 +11,7 @@ from causaldao.budget import plan
 from causaldao.decisions import (
     answers_needed,
     effects_needed,
+    graphs_needed,
 )
 from causaldao.ledger.verify import Line
 from causaldao.signing import peek
@@ -118,6 +119,8 @@ def _enough(case: Case, result: Audit, kind: str, round: int, decided: Line, spo
     needed, members = answers_needed(case.given, len(case.members)), len(case.members)
     if kind == "effects":  # only those are asked whose evidence can answer
         needed = effects_needed(case.given, len(case.members), len(asked))
+    if kind == "ballot" and case.given.local:
+        needed = graphs_needed(case.given, len(case.members), len(asked))
     if len(spoke) < needed:
         what = f"it rests on {kind} of {len(spoke)} members; {needed} are needed of {members}"
         result.faults.append(Fault(decided.index, what))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from causaldao.decisions import answers_needed, cautions, least_members, require_members
+from causaldao.decisions import answers_needed, cautions, graphs_needed, least_members, require_members
 from causaldao.errors import ConfigurationError, GuaranteeError
 from causaldao.signing import canonical
 from causaldao.study import Study
@@ -146,6 +146,7 @@ def test_the_bound_of_a_pool_is_asked_of_local_ballots() -> None:
     assert least_members(asked) == 10  # 2f + 3 would be 11
     require_members(asked, 10)
     assert [answers_needed(asked, members) for members in (10, 11, 20)] == [6, 7, 13]
+    assert [graphs_needed(asked, 20, present) for present in (20, 19, 14)] == [16, 15, 13]
     with pytest.raises(GuaranteeError, match="largest f is 3"):
         require_members(asked, 9)
     assert "nobody can recompute" in cautions(asked, 10)[0]
