@@ -115,9 +115,12 @@ def ballot_from(study: Study, evidence: Evidence, own: Knowledge = NONE) -> Grap
     knowledge = known(study, own)
     try:
         ballot = _found(study, evidence, own, knowledge)
+        if not _within(ballot.graph) or len(canonical(ballot.to_json(study))) > MOST_BYTES:
+            return abstention(study, own, TOO_LARGE)
+        _check_graph(ballot.graph, study, knowledge)
     except (CausalDAOError, ArithmeticError, RuntimeError) as error:  # linear algebra on noise raises the latter
         return abstention(study, own, error.code if isinstance(error, CausalDAOError) else DataError.code)
-    return ballot if len(canonical(ballot.to_json(study))) <= MOST_BYTES else abstention(study, own, TOO_LARGE)
+    return ballot
 
 
 def abstention(study: Study, own: Knowledge, why: str) -> GraphBallot:
@@ -173,9 +176,7 @@ def _found(study: Study, evidence: Evidence, own: Knowledge, knowledge: Knowledg
         test = proposal.reading.test(evidence, a, b, given, along)
         if abs(test.z) + critical * test.standard_error < math.atanh(NEGLIGIBLE):
             absent.add((a, b))
-    ballot = GraphBallot(graph, frozenset(absent), own)
-    _check_graph(graph, study, knowledge)
-    return ballot
+    return GraphBallot(graph, frozenset(absent), own)
 
 
 def _read(value: Any, study: Study) -> GraphBallot:

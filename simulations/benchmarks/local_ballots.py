@@ -4,9 +4,9 @@ Random linear Gaussian models as in the benchmark of federated discovery; K memb
 the release of a node at ε (infinite: exact). Ways: ``shared`` is what a study does by default: multi-Krum, BOSS on the
 pool, a ballot of each member, adoption. ``sieve`` is the best of shared mode at small ε: the sieve, with a smaller clip
 whose work is put back. ``local`` is a study with discovery.evidence = "local": BOSS on each member's own moments, and
-the count of the graphs; its moments are those of ``shared``. Beside them ``member``, one honest member's own graph (the
-mean over members), and ``pooled``, BOSS on all honest rows in one place. The declared f is the largest of ``liars``
-throughout.
+the count of the graphs; its moments are those of ``shared``. ``local-clip`` has the moments of ``sieve``, and nothing
+is put back. Beside them ``member``, one honest member's own graph in ``local-clip`` (the mean over members), and
+``pooled``, BOSS on all honest rows in one place. The declared f is the largest of ``liars`` throughout.
 
 Liars in shared mode agree on the moments of the true model with every arrow turned around; in local mode each votes for
 what its own rows do not show, and for nothing that they do. Reported: structural Hamming distance to the true CPDAG,
@@ -96,16 +96,17 @@ def _runs(world: World, n: int, epsilon: float, members: int, liars: Sequence[in
     moments, clipped = (releases(parts, one.dictionary, epsilon, seed) for one in (whole, world))
     asked, truth = _study(whole, faulty), cpdag_of(world.dag)
     ballots = {name: ballot_from(asked, own) for name, own in moments.items()}
+    shorter = {name: ballot_from(asked, own) for name, own in clipped.items()}
     found = {}
     for number in liars:
         lying, honest = names[:number], names[number:]
         pooled = Evidence.from_data(table.iloc[number * n :])
-        own = [_scored(ballots[name].graph, truth) for name in honest]
-        said = {**ballots, **{name: GraphBallot(opposite(ballots[name].graph, asked)) for name in lying}}
+        own = [_scored(shorter[name].graph, truth) for name in honest]
         found[number] = {
             "shared": _scored(_shared(whole, moments, lying, Settings(faulty, "multi-krum"), seed), truth),
             "sieve": _scored(_shared(world, clipped, lying, Settings(faulty, "sieve"), seed), truth),
-            "local": _scored(decide_local_adoption(asked, said, members).pattern, truth),
+            "local": _scored(_local(asked, ballots, lying), truth),
+            "local-clip": _scored(_local(asked, shorter, lying), truth),
             "member": {key: fmean(score[key] for score in own) for key in own[0]},
             "pooled": _scored(propose(pooled, "boss", NONE, seed=seed).pattern, truth),
         }
@@ -130,6 +131,11 @@ def _shared(
     proposal = propose(see(pooled), "boss", NONE, seed=seed)
     ballots = {name: cast(proposal, see(own)) for name, own in sent.items()}
     return adopt(proposal, ballots, ConsensusRule(THRESHOLD, settings.faulty, len(sent))).pattern
+
+
+def _local(asked: Study, ballots: Mapping[str, GraphBallot], lying: Sequence[str]) -> CausalGraph:
+    forged = {name: GraphBallot(opposite(ballots[name].graph, asked)) for name in lying}
+    return decide_local_adoption(asked, {**ballots, **forged}, len(ballots)).pattern
 
 
 def _study(world: World, faulty: int) -> Study:

@@ -133,7 +133,7 @@ def test_a_ballot_that_nobody_reads_is_sent(monkeypatch: pytest.MonkeyPatch) -> 
     assert ballot_from(STUDY, own).abstains == "too-large"
     monkeypatch.undo()
     monkeypatch.setattr(graph_ballots, "MOST_MARKS", 2)
-    assert ballot_from(STUDY, own).abstains == "identity"
+    assert ballot_from(STUDY, own).abstains == "too-large"
 
 
 def test_declared_knowledge_is_not_in_the_graph_or_overrules_the_study() -> None:
