@@ -169,7 +169,8 @@ def _local_warnings(study: Study, state: State, graphs: Collection[str], abstain
         )
     if abstained:
         warnings.append(
-            f"{len(abstained)} members' noisy moments bore no graph, and they abstain: {names_of(sorted(abstained))}."
+            f"Of {len(graphs)} ballots {len(abstained)} say nothing, as noisy moments bore no graph: "
+            f"{names_of(sorted(abstained))}."
         )
     if unlisted := state.consensus.get("unlisted"):
         warnings.append(f"{unlisted} further marks, that the fewest members have, are in no list here: none entered.")

@@ -84,6 +84,12 @@ def test_knowledge_against_the_study_is_found_after_the_budget_is_spent(tmp_path
     with pytest.raises(ConfigurationError, match="contradicts what study 'local' knows"):
         check_study(member.config, member.folder, strict)
     assert plain.refused(member, plain.rollcall(strict, study=strict.hash)) == "configuration"
+    (member.folder / "known.toml").write_text('forbidden = [["a", "c"]]')
+    agreed = Node(member.config, plain.KEY, member.folder)
+    assert plain.said(agreed.answer(plain.rollcall(strict, study=strict.hash))).kind == "rollcall"
+    (member.folder / "known.toml").write_text('forbidden = [["a", "b"]]')  # altered since
+    altered = Node(member.config, plain.KEY, member.folder)
+    assert plain.refused(altered, _request(study=strict.hash)) == "configuration"
     assert member.journal.debits() == ()
 
 

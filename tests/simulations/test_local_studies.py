@@ -22,11 +22,11 @@ from tests.counts import count
 from tests.server.test_coordinator import BAD, Forger
 from tests.simulations import small
 
-STUDY = local_study("abc", faulty=1)
-MEMBERS, ENOUGH = 5, 3
+STUDY = local_study("abc", consensus={"faulty": 1, "threshold": 0.51})
+MEMBERS, ENOUGH = 7, 4
 SETTING = Setting(members=MEMBERS, liars=1, attack="forge-graph")
 CYCLE = [{"from": a, "to": b, "marks": ["-", ">"]} for a, b in ("ab", "bc", "ca")]
-FORGER = "hospital-01"
+FORGER, EMPTY = "hospital-01", "hospital-02"
 STATES = ("proposed", "roll-call", "ballots", "adopted", "released", "closed") if count(0, 1) else ("ballots",)
 TRUTH = CausalGraph.cpdag(undirected=[("a", "b"), ("b", "c")])
 
@@ -41,10 +41,11 @@ def _circle(kind: str, body: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a liar whose ballot is taken and one whose ballot goes in a circle, killed on its way (in full: at
-    every state)."""
-    folder, conducts = tmp_path_factory.mktemp("local") / "run", {FORGER: Conduct(body=_circle)}
-    assert FORGER not in SETTING.liar_names
+    """A run with a liar whose ballot is taken, one whose ballot goes in a circle, and a member without records; killed
+    on its way (in full: at every state)."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    conducts = {FORGER: Conduct(body=_circle), EMPTY: Conduct(rows=lambda frame: frame.iloc[:0])}
+    assert not {FORGER, EMPTY} & set(SETTING.liar_names)
 
     def die(at: str) -> Callable[[str], None]:
         def on_state(state: str) -> None:
@@ -78,7 +79,7 @@ def test_a_killed_run_spends_twice_or_takes_another_course(out: Path) -> None:
 def test_liars_move_the_graph(result: dict[str, Any]) -> None:
     assert CausalGraph.from_json(result["graph"]["pattern"]) == TRUTH
     tallies = {tuple(mark["nodes"]): (mark["support"], mark["needed"], mark["status"]) for mark in result["marks"]}
-    assert tallies[("a", "b")] == tallies[("b", "c")] == (3, ENOUGH, "adopted")
+    assert tallies[("a", "b")] == tallies[("b", "c")] == (4, ENOUGH, "adopted")
     assert tallies[("a", "c")] == (1, ENOUGH, "contested")
     assert ["a", "c"] in [mark["nodes"] for mark in result["contested"]]
     assert {mark["needed"] for mark in result["marks"]} == {ENOUGH}
@@ -95,12 +96,18 @@ def test_a_malformed_graph_is_counted_or_ends_the_study(result: dict[str, Any], 
     assert small.status(result, liar) == ("ok", "")  # nobody can tell
 
 
+def test_a_member_that_sees_nothing_is_a_liar_or_goes_unnamed(result: dict[str, Any]) -> None:
+    assert small.status(result, EMPTY) == ("ok", "its ballot abstains: its noisy moments bore no graph (data)")
+    assert f"Of 6 ballots 1 say nothing, as noisy moments bore no graph: {EMPTY}." in result["warnings"]
+    assert not any("tells nothing" in warning for warning in result["warnings"])
+
+
 def test_the_audit_claims_more_than_it_can_or_finds_a_fault(out: Path) -> None:
     found = small.audited(out)
     assert found.faults == []
     (unchecked,) = found.unchecked
     assert "nobody can tell" in unchecked
-    assert any("4 ballots as graphs" in what for what in found.checked)
+    assert any("6 ballots as graphs" in what for what in found.checked)
 
 
 def test_moments_are_kept_or_leave_the_node(out: Path) -> None:
@@ -122,9 +129,9 @@ def test_what_is_written_for_people_speaks_of_a_pool(result: dict[str, Any], out
     assert (result["effects"], result["rounds"], result["example"]) == ([], [], None)
     assert {member["noisy_count"] for member in result["members"]} == {None}
     assert "Nobody can recompute a ballot" in result["warnings"][0]
-    assert "3 or more of 5" in result["warnings"][0]
+    assert "4 or more of 7" in result["warnings"][0]
     report = (out / "report.html").read_text()
-    for words in ("Nobody can recompute it", "local ballots give no effect", "3 supporters", "too few", "<svg"):
+    for words in ("Nobody can recompute it", "local ballots give no effect", "4 supporters", "too few", "<svg"):
         assert words in report
     for words in ("own released evidence", "No effect was released", "None was asked for"):
         assert words not in report
@@ -132,7 +139,7 @@ def test_what_is_written_for_people_speaks_of_a_pool(result: dict[str, Any], out
     assert '"members":{"support":["hospital-' in page
     assert "Partial correlation" not in page
     assert "struck: too many opposed" not in page + svg
-    assert ">a and c" not in svg  # one supporter of the three that it takes: in the report, and not in the picture
+    assert ">a and c" not in svg  # one supporter of the four that it takes: in the report, and not in the picture
 
 
 def test_an_attack_that_does_nothing_there_is_run(tmp_path: Path) -> None:
