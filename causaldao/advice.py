@@ -29,11 +29,12 @@ class View:
     """What a share of ε for the evidence buys.
 
     ``pool`` and ``member`` are the smallest correlations that the pool and one member's ballot find with chance
-    `CHANCE`; ``training`` is the noise multiplier of a training step, None in a study without training.
+    `CHANCE`; ``pool`` is None in a study of local ballots. ``training`` is the noise multiplier of a training step,
+    None in a study without training.
     """
 
     evidence: float
-    pool: float
+    pool: float | None
     member: float
     training: float | None
 
@@ -55,7 +56,7 @@ def view(study: Study, members: int, records: int) -> View:
     reach = normal.inv_cdf(1 - study.consensus.level / 2) + normal.inv_cdf(CHANCE)
     return View(
         study.privacy.split.evidence,
-        math.tanh(reach * math.sqrt(variance / members)),
+        None if study.local else math.tanh(reach * math.sqrt(variance / members)),
         math.tanh(reach * math.sqrt(variance)),
         planned.training.noise_multiplier if planned.training else None,
     )
@@ -77,11 +78,12 @@ def views(study: Study, members: int, records: int) -> tuple[View, ...]:
 
 
 def advised(found: Sequence[View], wanted: float) -> View | None:
-    """The view of the smallest share for the evidence whose pool finds a correlation of ``wanted``; None if none does.
+    """The view of the smallest share for the evidence whose pool, or with local ballots whose single member, finds a
+    correlation of ``wanted``; None if none does.
 
     Training takes what the evidence can spare: without the graph there is nothing to train.
     """
-    return next((one for one in found if one.pool <= wanted), None)
+    return next((one for one in found if (one.member if one.pool is None else one.pool) <= wanted), None)
 
 
 def _resplit(study: Study, share: float) -> Study:

@@ -24,7 +24,7 @@ from causaldao.study import Study
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64), 72, 96, 128, 192, 256, 512, 1024)
 _STEP = 1e-4
 _LARGEST = 1e4
-RELEASES = ("evidence", "effects", "update", "evaluation")  # the kinds of answers that spend anything
+RELEASES = ("evidence", "ballot", "effects", "update", "evaluation")  # the kinds of answers that may spend anything
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Plan:
 
     ``sigma`` is the scale of the evidence noise in lattice units (an integer, so that sampling is exact), and
     ``effects_sigma`` that of the sums, in the lattice of `causaldao.models.summaries`; 0 where nothing asks for them.
+    In a ``local`` study that noise stays with the member, and what spends it is the ballot.
     """
 
     evidence: Spend
@@ -54,10 +55,12 @@ class Plan:
     delta: float
     effects: Spend | None = None
     effects_sigma: int = 0
+    local: bool = False
 
     def of(self, kind: str) -> Spend | None:
         """What an answer of a kind spends; None for one that spends nothing, or that the study does not ask for."""
-        of = dict(zip(RELEASES, (self.evidence, self.effects, self.training, self.evaluation), strict=True))
+        first = "ballot" if self.local else "evidence"
+        of = {first: self.evidence, "effects": self.effects, "update": self.training, "evaluation": self.evaluation}
         return of.get(kind)
 
     @property
@@ -126,6 +129,7 @@ def plan(study: Study) -> Plan:
         privacy.delta,
         effects,
         0 if effects is None else math.ceil(effects.noise_multiplier * SENSITIVITY),
+        study.local,
     )
 
 

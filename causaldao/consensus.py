@@ -23,10 +23,12 @@ nothing was struck is adopted as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
+from causaldao.ballot_bounds import needed
 from causaldao.ballots import Ballot, Mark, Proposal
 from causaldao.errors import ConfigurationError, GuaranteeError
 from causaldao.models.graph import CausalGraph, Pair
@@ -44,20 +46,28 @@ class ConsensusRule:
     knowledge: Knowledge = NONE
     local: bool = False
 
+    @property
+    def needed(self) -> int:
+        """The supporters that a mark needs in local mode; 0 in shared mode, where opposition is counted."""
+        return needed(self.threshold, self.faulty, self.eligible) if self.local else 0
+
 
 @dataclass(frozen=True)
 class Tally:
-    """How the members voted on one mark, and what became of it."""
+    """How the members voted on one mark, and what became of it. ``needed`` are the supporters it takes to enter in
+    local mode, where a mark has no strength in any pool; 0 in shared mode."""
 
     mark: Mark
     support: int
     oppose: int
     abstain: int
     status: Literal["adopted", "contested"] = "adopted"
+    needed: int = 0
 
     def to_json(self) -> dict[str, Any]:
+        measure = {"needed": self.needed} if self.needed else {"strength": self.mark.strength}
         return {
-            "kind": self.mark.kind, "nodes": list(self.mark.nodes), "strength": self.mark.strength,
+            "kind": self.mark.kind, "nodes": list(self.mark.nodes), **measure,
             "support": self.support, "oppose": self.oppose, "abstain": self.abstain, "status": self.status,
         }  # fmt: skip
 
@@ -66,14 +76,16 @@ class Tally:
 class Consensus:
     """The adopted graph: its pattern (a CPDAG, or with knowledge a maximally oriented graph), its extension in name
     order, which is what is trained, and the tally of every mark. ``arrows`` are the proposal's that were carried over.
-    ``stands`` says that the proposal's own pattern was
-    kept because what the votes left has no DAG extension."""
+    ``stands`` says that the proposal's own pattern was kept because what the votes left has no DAG extension.
+    ``unlisted`` counts the marks of local graphs that have no tally, because more than can be recorded did not enter.
+    """
 
     pattern: CausalGraph
     dag: CausalGraph
     tallies: tuple[Tally, ...]
     stands: bool = False
     arrows: tuple[Pair, ...] = ()
+    unlisted: int = 0
 
     @property
     def contested(self) -> tuple[Mark, ...]:
@@ -86,6 +98,7 @@ class Consensus:
             "marks": [tally.to_json() for tally in self.tallies],
             "stands": self.stands,
             **({"arrows": [list(arrow) for arrow in self.arrows]} if self.arrows else {}),
+            **({"unlisted": self.unlisted} if self.unlisted else {}),
         }
 
 
@@ -99,7 +112,7 @@ def adopt(proposal: Proposal, ballots: Mapping[str, Ballot], rule: ConsensusRule
     """
     if len(ballots) > rule.eligible:
         raise GuaranteeError(f"{len(ballots)} ballots came, but only {rule.eligible} members are eligible.")
-    counted = [_count(mark, ballots, rule.eligible) for mark in proposal.marks]
+    counted = [_count(mark, ballots, rule) for mark in proposal.marks]
     passed = [tally for tally in counted if _passes(tally, rule)]
     edges = _standing(passed, proposal, rule.knowledge)
     wanted = sorted((t for t in passed if t.mark.kind == "collider"), key=lambda t: (-t.support, t.mark.key))
@@ -147,16 +160,16 @@ def _directed(
     return skeleton, colliders
 
 
-def _count(mark: Mark, ballots: Mapping[str, Ballot], eligible: int) -> Tally:
+def _count(mark: Mark, ballots: Mapping[str, Ballot], rule: ConsensusRule) -> Tally:
     votes = [ballot.votes.get(mark.key, 0) for ballot in ballots.values()]
     support, oppose = votes.count(1), votes.count(-1)
-    return Tally(mark, support, oppose, eligible - support - oppose)
+    return Tally(mark, support, oppose, rule.eligible - support - oppose, needed=rule.needed)
 
 
 def _passes(tally: Tally, rule: ConsensusRule) -> bool:
     n, tolerance = rule.eligible, 1e-9  # (1 - 0.6) * 5 is 2.0000000000000004 in floating point
     if rule.local:
-        return tally.support >= max(rule.threshold * n - tolerance, rule.faulty + 1)
+        return tally.support >= rule.needed
     return tally.oppose <= max(rule.faulty, (1 - rule.threshold) * n + tolerance)
 
 
@@ -283,15 +296,43 @@ def _proposal_stands(proposal: Proposal, counted: list[Tally], rule: ConsensusRu
 
 def _with_status(tally: Tally, holds: bool) -> Tally:
     status: Literal["adopted", "contested"] = "adopted" if holds else "contested"
-    return Tally(tally.mark, tally.support, tally.oppose, tally.abstain, status)
+    return replace(tally, status=status)
 
 
-def local_ballots(graphs: Mapping[str, CausalGraph]) -> tuple[Proposal, dict[str, Ballot]]:
-    """Local mode: the union of the members' graphs as the list of marks, and each graph as a ballot on it."""
+def local_ballots(
+    graphs: Mapping[str, CausalGraph],
+    absent: Mapping[str, Collection[Pair]] = MappingProxyType({}),
+    listed: Iterable[tuple[str, ...]] | None = None,
+) -> tuple[Proposal, dict[str, Ballot]]:
+    """Local mode: the union of the members' graphs as the list of marks, and each graph as a ballot on it.
+
+    +1 on what a graph has. -1 on what it contradicts: an adjacency that its member rules out (``absent``, by member,
+    pairs a < b); a collider of which it rules out a leg, directs one the other way, or sees the triple otherwise:
+    shielded, or no collider. A link that a graph merely lacks is 0: a lack of evidence is no evidence of a lack.
+    ``listed`` are the marks to be voted on, if not all of them.
+    """
     nodes = tuple(sorted({node for graph in graphs.values() for node in graph.nodes}))
-    own = {name: {*graph.skeleton(), *graph.unshielded_colliders()} for name, graph in graphs.items()}
-    marks = tuple(Mark(nodes_of) for nodes_of in sorted(set().union(*own.values()), key=lambda m: (len(m), m)))
-    ballots = {
-        name: Ballot({mark.key: 1 if mark.nodes in held else -1 for mark in marks}) for name, held in own.items()
-    }
+    own = {name: marks_held(graph) for name, graph in graphs.items()}
+    union = set().union(*own.values()) if listed is None else set(listed)
+    marks = tuple(Mark(found) for found in sorted(union, key=lambda mark: (len(mark), mark)))
+    ballots = {}
+    for name, graph in graphs.items():
+        without, pairs, held = frozenset(absent.get(name, ())), graph.skeleton(), own[name]
+        votes = {m.key: 1 if m.nodes in held else -int(_contradicted(m, graph, pairs, without)) for m in marks}
+        ballots[name] = Ballot(votes)
     return Proposal(CausalGraph.cpdag(nodes=nodes), marks), ballots
+
+
+def marks_held(graph: CausalGraph) -> frozenset[tuple[str, ...]]:
+    """The adjacencies (a, b), a < b, and unshielded colliders (a, c, b), a < b, of a graph."""
+    return frozenset[tuple[str, ...]]({*graph.skeleton(), *graph.unshielded_colliders()})
+
+
+def _contradicted(mark: Mark, graph: CausalGraph, pairs: Collection[Pair], absent: Collection[Pair]) -> bool:
+    """Whether a graph, of these adjacencies, speaks against a mark that it does not have."""
+    if mark.kind == "adjacency":
+        return mark.ends in absent
+    a, c, b = mark.nodes
+    legs = [(min(a, c), max(a, c)), (min(b, c), max(b, c))]
+    away = (c, a) in graph.directed or (c, b) in graph.directed
+    return away or any(leg in absent for leg in legs) or all(leg in pairs for leg in legs)

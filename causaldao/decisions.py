@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from causaldao import conditions, environments
+from causaldao import ballot_bounds, conditions, environments
 from causaldao.aggregation import Aggregate, aggregate
 from causaldao.aggregation.rules import by_name, faults_left, require
 from causaldao.ballots import Ballot, Proposal, propose
@@ -26,6 +26,7 @@ from causaldao.models.discovery.features import FeatureMap
 from causaldao.models.discovery.reading import Reading
 from causaldao.models.effects import Effect, average_effect, doubted, effect_set, robustness
 from causaldao.models.graph import CausalGraph
+from causaldao.models.knowledge import Knowledge
 from causaldao.models.scm import LinearSCM, NeuralSCM
 from causaldao.optimisers import FedAdam
 from causaldao.pool import RULES, Pool, Question, Settings, pool
@@ -59,6 +60,8 @@ def questions_of(study: Study) -> tuple[Question, ...]:
 
 def require_members(study: Study, members: int) -> None:
     """Refuse a study whose rules cannot bear its f with this many members; the error names the largest f they bear."""
+    if study.local:
+        ballot_bounds.require(study.consensus.threshold, study.consensus.faulty, members)
     for rule in _rules(study):
         require(rule, members, study.consensus.faulty)
     d = len(study.names) + 1
@@ -87,13 +90,29 @@ def effects_needed(study: Study, members: int, asked: int) -> int:
 def least_members(study: Study) -> int:
     """The fewest members with whom every rule that the study uses bears its f, and not everybody may lie."""
     faulty = study.consensus.faulty
+    if study.local:
+        return ballot_bounds.least(study.consensus.threshold, faulty)
     return max(faulty + 1, *(by_name(name).least(faulty) for name in _rules(study)))
+
+
+def supporters(study: Study, members: int) -> int:
+    """How many of so many members must support a mark, in a study of local ballots."""
+    return ballot_bounds.needed(study.consensus.threshold, study.consensus.faulty, members)
+
+
+def graphs_needed(study: Study, members: int, present: int) -> int:
+    """The fewest ballots of the ``present`` with which a study of local ballots goes on: so many that what all honest
+    voters support enters though f of those who voted oppose it, as far as that can be waited for with f silent."""
+    faulty = study.consensus.faulty
+    return max(answers_needed(study, members), min(present - faulty, supporters(study, present) + faulty))
 
 
 def _rules(study: Study) -> tuple[str, ...]:
     """The rules that the study uses: that of the updates only if there are any, and the one whose bound on n and f the
     effects of method "aipw" have."""
     spec = study.aggregation
+    if study.local:  # nothing is pooled and nothing is trained: its bound is `ballot_bounds.require`
+        return ()
     used = [RULES[spec.pool], *([spec.rule] if study.training.rounds else [])]
     if study.robust_effects and study.consensus.faulty:
         used.append("multi-krum")
@@ -104,6 +123,8 @@ def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
     """What lies within the rules' bounds and yet asks much of them, in words; ``members`` 0: their number is open."""
     faulty, spec = study.consensus.faulty, study.aggregation
     found = [*_feature_cautions(study), *_search_cautions(study), *_environment_cautions(study, members)]
+    if study.local:
+        found += ballot_bounds.cautions(study.consensus.threshold, faulty, members or least_members(study))
     if not faulty or not study.training.rounds:
         return tuple(found)
     enough = ceil(faulty / MOST_FAULTY)
@@ -222,19 +243,28 @@ def _pool_settings(study: Study, faulty: int) -> Settings:
 def decide_proposal(study: Study, pooled: Pool) -> Proposal:
     """Discovery by the study's method and options in the pooled evidence, what the clip took put back if it says so;
     in the pools of all environments where there are some."""
+    if study.environments:
+        seed, options = seed_of(study), _search_options(study)
+        return conditions.propose_within(study, pooled, study.discovery.method, study.prior, seed=seed, **options)
+    return proposal_from(study, pooled.evidence, study.prior)
+
+
+def proposal_from(study: Study, evidence: Evidence, knowledge: Knowledge) -> Proposal:
+    """The same in any evidence: the pool's, or in local mode what a member keeps to itself, with its own knowledge."""
+    clip = study.dictionary.clip if study.discovery.restore else None
+    method, options = study.discovery.method, _search_options(study)
+    return propose(evidence, method, knowledge, seed=seed_of(study), clip=clip, **options)
+
+
+def _search_options(study: Study) -> dict[str, Any]:
     spec = study.discovery
-    clip = study.dictionary.clip if spec.restore else None
     options: dict[str, dict[str, Any]] = {
         "boss": {"restarts": spec.restarts, "penalty": study.penalty},
         "ges": {"penalty": study.penalty},
         "moment-fit": {"restarts": spec.restarts, "penalty": study.penalty},
         "pc": {"alpha": spec.alpha},
     }
-    if study.environments:
-        return conditions.propose_within(
-            study, pooled, spec.method, study.prior, seed=seed_of(study), **options[spec.method]
-        )
-    return propose(pooled.evidence, spec.method, study.prior, seed=seed_of(study), clip=clip, **options[spec.method])
+    return options[spec.method]
 
 
 def evidence_of_answers(

@@ -82,10 +82,11 @@ class DiscoverySpec(_Table):
 
     ``waves``, ``width`` and the public ``seed`` are of the Fourier map alone. ``restore`` puts back what the clip took
     (`models/discovery/clipping.py`). ``interventions`` says what the targets of environments underwent: "hard", they
-    were set, or "soft", they still listen to their causes (`models/discovery/interventional.py`).
+    were set, or "soft", they still listen to their causes (`models/discovery/interventional.py`). With evidence "local"
+    a member releases the graph that it finds in its own noisy moments, and never these (`causaldao.graph_ballots`).
     """
 
-    evidence: Literal["shared"] = "shared"
+    evidence: Literal["shared", "local"] = "shared"
     features: Literal["identity", "one-hot", "fourier"] = "identity"
     method: Literal["boss", "pc", "ges", "moment-fit"] = "boss"
     clip: Annotated[float, Field(gt=1)] | None = None
@@ -293,6 +294,11 @@ class Study(_Table):
         return tuple(effect for effect in self.effects if effect.method == "aipw")
 
     @property
+    def local(self) -> bool:
+        """Whether members vote straight from their rows: then nothing is pooled, and only a graph is adopted."""
+        return self.discovery.evidence == "local"
+
+    @property
     def name(self) -> str:
         return self.study.name
 
@@ -413,6 +419,7 @@ def _range_faults(study: Study) -> list[str]:
     if len(study.variables) < 2:
         faults.append(f"variables: a study needs 2 at least to ask what causes what, but has {len(study.variables)}")
     faults += [*_feature_faults(study), *_declaration_faults(study), *_environment_faults(study)]
+    faults += _local_faults(study) if study.local else []
     for variable in study.variables:
         low, high = variable.bounds
         if variable.kind == "binary" and (low, high) != (0, 1):
@@ -445,6 +452,42 @@ def _feature_faults(study: Study) -> list[str]:
     if given and spec.features != "fourier":
         faults.append(f"discovery: {given} are of features = 'fourier', not of {spec.features!r}: leave them out")
     return [*faults, *_restoration_faults(study)]
+
+
+def _local_faults(study: Study) -> list[str]:
+    """What a study of local ballots cannot have, each with its remedy: all that reads a pool, and there is none."""
+    shared, faults = 'or take discovery.evidence = "shared"', []
+    if study.training.rounds:
+        faults.append(
+            f'discovery.evidence = "local" pools nothing that a model could start from, and training.rounds = '
+            f"{study.training.rounds}: set training.rounds = 0, {shared}"
+        )
+    if study.effects:
+        faults.append(
+            f'discovery.evidence = "local" pools nothing that an effect could be read from, and {len(study.effects)} '
+            f"are asked for: leave [[effects]] out, {shared}"
+        )
+    if study.privacy.split.evidence < 1:
+        faults.append(
+            f'discovery.evidence = "local" spends all of epsilon on the ballot, and privacy.split.evidence is '
+            f"{study.privacy.split.evidence:g}: set split = {{ evidence = 1.0, training = 0.0, evaluation = 0.0 }}"
+        )
+    if study.discovery.restore:
+        faults.append(
+            'discovery.restore: with evidence = "local" each member would decide by its own noisy means whether '
+            f"anything is put back, and the graphs would be of different things: leave restore out, {shared}"
+        )
+    if study.aggregation.pool != "multi-krum":
+        faults.append(
+            f'aggregation.pool = {study.aggregation.pool!r}: with discovery.evidence = "local" nothing is pooled: '
+            f"leave the key out, {shared}"
+        )
+    if study.consensus.threshold == 1 and study.consensus.faulty:
+        faults.append(
+            'consensus.threshold = 1: with discovery.evidence = "local" a single member that withholds its support '
+            f"keeps out any mark, and faulty = {study.consensus.faulty}: take a threshold of 0.6 or so, or faulty = 0"
+        )
+    return faults
 
 
 def _restoration_faults(study: Study) -> list[str]:

@@ -43,7 +43,9 @@ def releases(study: Study) -> list[dict[str, Any]]:
     rounds = f"in each of {planned.rounds} rounds"
     asked = ", ".join(f"{effect.treatment} on {effect.outcome}" for effect in study.robust_effects)
     what = [
-        "evidence, once: noisy second moments of the variables",
+        "ballot, once: a causal graph that the node finds in noisy second moments of the variables, which it keeps"
+        if study.local
+        else "evidence, once: noisy second moments of the variables",
         *([f"effects, once: for each of {asked}, three noisy sums over the records"] if asked else []),
         f"training, {rounds}: the noisy change of the model's parameters",
         f"evaluation, {rounds}: one noisy mean loss",

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from causaldao import __version__
 from causaldao.ballots import Ballot, Proposal, cast
@@ -38,6 +39,7 @@ from causaldao.client.training import Momentum, averaged, evaluate, train
 from causaldao.declared import Declaration
 from causaldao.errors import BudgetError, CausalDAOError, ConfigurationError, DataError, IdentityError, RefusedError
 from causaldao.estimates import of_member
+from causaldao.graph_ballots import GraphBallot, abstention, ballot_from, known
 from causaldao.members import Roster
 from causaldao.messages import REFUSAL, Parcel, fields, make, open_request
 from causaldao.models.discovery.evidence import Evidence
@@ -51,6 +53,7 @@ Table = pd.DataFrame
 _LOG = logging.getLogger(__name__)
 _PER_ROUND = ("update", "evaluation")
 _AVERAGE, _ROUNDS = _OWN = ("own.average", "own.rounds")  # stored beside an update, and never sent
+_ABSTAINS = "its own noisy moments bear no graph; more records, a larger epsilon or fewer variables would help"
 _UNEXPECTED = "error"  # the code of a failure that is none of ours
 
 
@@ -174,6 +177,8 @@ class Node:
             )
         conform(apply(head, self.config.mapping, study.encoding), study.encoding)
         require_budget(self.config, self.folder, study)
+        if study.local:
+            known(study, self.knowledge)
         self.answers.keep_study(study.hash, study.to_json())
         body = {
             "version": __version__,
@@ -185,6 +190,8 @@ class Node:
     def _evidence(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         fields(request.body, {})
         study = self._study(request)
+        if study.local:
+            raise RefusedError("Members of this study release a graph each (evidence = 'local'), and no evidence.")
         spending = plan(study)
 
         def draw() -> bytes:
@@ -195,14 +202,33 @@ class Node:
         return self._release(study, request, base, spending.evidence, draw)
 
     def _ballot(self, request: Statement, tensors: Tensors, base: str) -> bytes:
-        fields(request.body, {"proposal": dict})
         study = self._study(request)
+        if study.local:
+            return self._graph_ballot(study, request, base)
+        fields(request.body, {"proposal": dict})
         proposal = _proposal(request.body["proposal"], study)
         released = self._own(study).tensors["moments"]
         own = Evidence.from_release(released, study.encoding, plan(study).sigma)
         said = self._declared(study).voting(study)
         ballot: Ballot = cast(proposal, own, self.knowledge, study.consensus.level, **said)
         return self.reply(request, ballot.to_json(), {})
+
+    def _graph_ballot(self, study: Study, request: Statement, base: str) -> bytes:
+        """The graph that this node finds in its own noisy moments. They are drawn once, as evidence is, live in memory
+        while discovery runs, and are gone: what is stored and sent is the graph."""
+        fields(request.body, {})
+        known(study, self.knowledge)  # before anything is spent
+        spending = plan(study)
+
+        def draw() -> bytes:
+            noise = self._noise(study, request)
+            moments = release_evidence(self.rows(study), study.encoding, spending.sigma, noise)
+            ballot = replace(_ballot_of(moments, study, self.knowledge), noise=noise.kind)
+            if ballot.abstains:
+                _LOG.warning("ballot of study %s abstains (%s): %s", study.hash[:12], ballot.abstains, _ABSTAINS)
+            return self.reply(request, ballot.to_json(study), {})
+
+        return self._release(study, request, base, spending.evidence, draw)
 
     def _effects(self, request: Statement, tensors: Tensors, base: str) -> bytes:
         """The noisy sums of influence values, under functions that this node computes itself from the signed evidence;
@@ -392,11 +418,19 @@ def check_study(config: NodeConfig, folder: Path, study: Study) -> tuple[str, ..
     """
     if config.coordinator:
         VerifyKey.from_text(config.coordinator)
-    declared_knowledge(config, folder).check(study.names)
+    declared = declared_knowledge(config, folder)
+    declared.check(study.names)
     declaration(config, study)
+    if study.local:
+        known(study, declared)
     table = load(config.table, folder)
     warnings = [*_require_fit(config, table, study), *_person_warnings(config, folder)]
-    if len(table) < study.members.n_min:
+    if len(table) < study.members.n_min and study.local:
+        warnings.append(
+            f"warning: {len(table)} records are fewer than the study's n_min = {study.members.n_min}: a graph from so "
+            "few, found by this node alone, shows little."
+        )
+    elif len(table) < study.members.n_min:
         warnings.append(
             f"warning: {len(table)} records are fewer than the study's n_min = {study.members.n_min}: evidence "
             "of so few is judged as if it were of more, so it may be excluded, or even accused."
@@ -488,6 +522,16 @@ def require_budget(config: NodeConfig, folder: Path, study: Study) -> None:
             f"{lifetime.delta:g}, past its lifetime cap of {lifetime.epsilon:g}. Nothing was spent. Use a smaller "
             "epsilon in the study, or raise [lifetime] in the node's file knowingly."
         )
+
+
+def _ballot_of(moments: NDArray[np.int64], study: Study, knowledge: Knowledge) -> GraphBallot:
+    """The ballot in a node's own noisy moments; noise that leaves nothing to read makes an abstention, for the ballot
+    is paid for already."""
+    try:
+        own = Evidence.from_release(moments, study.encoding, plan(study).sigma)
+    except DataError as error:
+        return abstention(study, knowledge, error.code)
+    return ballot_from(study, own, knowledge)
 
 
 def _keeping(reply: bytes, momentum: Momentum) -> bytes:

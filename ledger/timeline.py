@@ -20,10 +20,11 @@ _STUDY = "study."
 
 
 class Timeline:
-    """Tells entries in their order; it remembers what studies are called."""
+    """Tells entries in their order; it remembers what studies are called, and which of them vote on a graph alone."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
+        self._local = set[str]()  # studies of local ballots, which release a graph and nothing else
 
     def words(self, kind: str, body: Body) -> str:
         """What an entry says, as a sentence without a stop."""
@@ -45,12 +46,15 @@ class Timeline:
             return f"study {study} {_STATES.get(kind.removeprefix(_STUDY), _plain_state(kind))(body)}"
         if kind not in _KINDS:
             raise KeyError(kind)
-        return _KINDS[kind](body) + (f"  [{study}]" if study else "")
+        said = _graph_released(body) if kind == "release" and body["study"] in self._local else _KINDS[kind](body)
+        return said + (f"  [{study}]" if study else "")
 
     def _remember(self, body: Body) -> None:
         name = body.get("document", {}).get("study", {}).get("name")
         if isinstance(name, str) and isinstance(body["study"], str) and len(self._names) < MAX_STUDIES:
             self._names[body["study"]] = short(name)
+            if body["document"].get("discovery", {}).get("evidence") == "local":
+                self._local.add(body["study"])
 
     def _called(self, body: Body) -> str:
         study = body.get("study")
@@ -132,6 +136,10 @@ def _complained(body: Body) -> str:
 def _released(body: Body) -> str:
     what = "effects and model" if body["model"] else "effects"
     return f"the {what} were released{_by_votes(body)}"
+
+
+def _graph_released(body: Body) -> str:
+    return f"the graph was released{_by_votes(body)}"
 
 
 def _edited(body: Body) -> str:

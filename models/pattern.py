@@ -96,8 +96,14 @@ def extension(graph: CausalGraph) -> CausalGraph | None:
     Dor & Tarsi (1992): take away a sink whose undirected neighbours see all its other neighbours, sinks tried
     in the order of the names, so that the answer depends on nothing but the graph.
     """
-    dag, added = _extend(graph)
-    return None if added else dag
+    work, edges = _Partial.of(graph), list[Pair]()
+    while work.parents:
+        sink = next((node for node in sorted(work.parents) if not work.children[node] and _is_free(work, node)), None)
+        if sink is None:
+            return None
+        edges += [(other, sink) for other in work.around(sink)]
+        work.remove(sink)
+    return CausalGraph.dag(edges, graph.nodes)
 
 
 def nearest_extension(graph: CausalGraph) -> tuple[CausalGraph, frozenset[Triple]]:
@@ -287,6 +293,12 @@ def _best_sink(work: _Partial, left: Iterable[str]) -> tuple[int, str]:
             best = min(best or (cost, node), (cost, node))
     assert best is not None  # directed edges without a cycle always leave a sink
     return best
+
+
+def _is_free(work: _Partial, node: str) -> bool:
+    """Whether all edges may point to the node and no unshielded collider arise."""
+    lines, around = work.neighbours[node], work.around(node)
+    return all(y == z or work.adjacent(y, z) for y in lines for z in around)
 
 
 def _cost(work: _Partial, node: str) -> int:

@@ -9,6 +9,7 @@ from causaldao.ballots import Ballot, Proposal, recheck
 from causaldao.declared import Declaration, expected
 from causaldao.errors import IdentityError
 from causaldao.estimates import Functions, of_member
+from causaldao.graph_ballots import GraphBallot
 from causaldao.messages import Parcel, fields, names_of
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.features import FeatureMap
@@ -66,6 +67,16 @@ def ballot(
         wrong = recheck(said, proposal, own, level, **(voting or {}).get(statement.member, {}))
         if wrong:
             raise IdentityError(f"The ballot does not follow from its voter's evidence on {names_of(wrong)}.")
+
+    return check
+
+
+def graph_ballot(study: Study) -> Check:
+    """A ballot of local mode is a graph that can be counted; whether it is what the member's rows say, nobody can
+    check."""
+
+    def check(statement: Statement, parcel: Parcel) -> None:
+        GraphBallot.from_json(statement.body, study)
 
     return check
 

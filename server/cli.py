@@ -266,7 +266,14 @@ def check(
     with command(as_json) as output:
         from causaldao.advice import advised, view, views
         from causaldao.budget import plan
-        from causaldao.decisions import answers_needed, cautions, environments_needed, least_members, require_members
+        from causaldao.decisions import (
+            answers_needed,
+            cautions,
+            environments_needed,
+            least_members,
+            require_members,
+            supporters,
+        )  # fmt: skip
         from causaldao.errors import MisuseError
 
         checked = _study_of(study)
@@ -285,6 +292,7 @@ def check(
                 "members": size[0], "records": size[1], "find": find, "now": vars(view(checked, *size)),
                 "shares": [vars(share) for share in shares], "advised": None if best is None else best.evidence,
                 **({"effects": checked.privacy.split.effects} if checked.robust_effects else {}),
+                **({"supporters": supporters(checked, size[0])} if checked.local else {}),
             },
             **({"environments": environments_needed(checked)} if checked.environments else {}),
         }  # fmt: skip
@@ -445,6 +453,14 @@ def _shared(split: dict[str, Any]) -> list[str]:
     """What the share of epsilon for the evidence buys, and which share is advised, for people."""
     now, find, best = split["now"], split["find"], split["advised"]
     lines = [f"  effects by members' sums have {split['effects']:g} of epsilon"] if "effects" in split else []
+    if now["pool"] is None:
+        reach = "within" if now["member"] <= find else "beyond"
+        return [
+            f"  the ballot has all of epsilon. With {split['records']} records, 9 times in 10 a member finds a partial",
+            f"    correlation of {now['member']:.2f}, in variables whose standard deviation is a quarter of the width",
+            f"    of their bounds: one of {find:g} is {reach} its reach. A mark needs {split['supporters']} of "
+            f"{split['members']} supporters",
+        ]
     lines += [
         f"  evidence has {now['evidence']:g} of epsilon. With {split['members']} members of {split['records']} "
         f"records, 9 times in 10\n    the pool finds a partial correlation of {now['pool']:.2f}, a member alone one of "

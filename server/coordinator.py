@@ -2,7 +2,10 @@
 
     proposed → approved → roll-call → evidence → ballots → adopted → training ×R → evaluated → released → closed
 
-Effects of method "aipw" are asked for between adopted and training; no state stands for that.
+Effects of method "aipw" are asked for between adopted and training; no state stands for that. A study of local ballots
+has no evidence, and nothing to evaluate:
+
+    proposed → approved → roll-call → ballots → adopted → released → closed
 
 Each step ends in one transaction: its ledger entries and the state to go on from. Killed anywhere, it repeats at most
 the step it was in; nodes answer a repeated request with the same bytes, so nothing is spent twice. What a step decides
@@ -36,6 +39,7 @@ from causaldao.decisions import (
     estimate_effects,
     evidence_of_answers,
     first_model,
+    graphs_needed,
     require_members,
     update_size,
 )
@@ -46,6 +50,7 @@ from causaldao.errors import (
     LedgerError,
     NetworkError,
 )
+from causaldao.graph_ballots import GraphBallot, decide_local_adoption, votes_of
 from causaldao.ledger.entry import Entry
 from causaldao.ledger.log import Log
 from causaldao.members import Roster, quorum
@@ -128,15 +133,20 @@ class Coordinator:
             require_members(self.study, len(self.roster.members))
             self._step("proposed", self._propose_study)
             self._step("roll-call", self._call_roll)
-            self._step("evidence", self._gather_evidence)
-            self._step("ballots", self._gather_ballots)
-            self._step("adopted", self._adopt)
+            if self.study.local:
+                self._step("ballots", self._gather_graphs)
+                self._step("adopted", self._adopt_graphs)
+            else:
+                self._step("evidence", self._gather_evidence)
+                self._step("ballots", self._gather_ballots)
+                self._step("adopted", self._adopt)
             if self.study.robust_effects:
                 self._step("effects", self._ask_effects)
             for number in range(1, self.study.training.rounds + 1):
                 self._step(f"aggregate {number}", partial(self._train, number))
                 self._step(f"training {number}", partial(self._evaluate, number))
-            self._step("evaluated", self._evaluated)
+            if not self.study.local:
+                self._step("evaluated", self._evaluated)
             self._step("released", self._release)
             self._step("closed", self._close)
             self._have_end_witnessed()
@@ -227,8 +237,37 @@ class Coordinator:
         entries = self._book.spoken("ballot", accepted)
         self._book.commit("ballots", [*entries, self._book.transition("ballots", {"voters": sorted(accepted)})])
 
+    def _gather_graphs(self) -> None:
+        present = self.state.present
+        accepted = self._collect(
+            "ballot", 0, {}, present, minimum=graphs_needed(self.study, len(self.roster.members), len(present)),
+            check=checks.graph_ballot(self.study), phase="ballots",
+        )  # fmt: skip
+        for name, reply in accepted.items():
+            self.state.noise[name] = reply.statement.body["noise"]
+        entries = self._book.spoken("ballot", accepted)
+        spends = self._book.spends("ballot", 0, self._asker.asked)
+        transition = self._book.transition("ballots", {"voters": sorted(accepted), "noise": self.noise})
+        self._book.commit("ballots", [*entries, *spends, transition])
+
+    def _adopt_graphs(self) -> None:
+        """The members' graphs, counted. There is nothing else to read an answer from."""
+        consensus = decide_local_adoption(self.study, self.graphs(), len(self.state.present))
+        self.state.consensus = consensus.to_json()
+        told = f"{len(consensus.pattern.edges)} edges, {len(consensus.contested)} marks with too few supporters"
+        self.progress(Event("adopt", told, 1, 1))
+        adopted = Entry("adopt", {"study": self.study.hash, "consensus": consensus.to_json(), "effects": []})
+        self._book.commit("adopted", [adopted, self._book.transition("adopted", {})])
+
+    def graphs(self) -> dict[str, GraphBallot]:
+        """The graph that each member signed, in a study of local ballots."""
+        return {name: GraphBallot.from_json(said, self.study) for name, said in self._book.ballots().items()}
+
     def votes(self) -> dict[str, dict[str, int]]:
         """How each member voted, by the key of the mark: +1, 0 or -1. Ballots are public."""
+        if self.study.local:
+            _, ballots = votes_of(self.study, self.graphs(), len(self.state.present))
+            return {name: dict(ballot.votes) for name, ballot in ballots.items()}
         return {name: dict(said["votes"]) for name, said in self._book.ballots().items()}
 
     def _adopt(self) -> None:
@@ -337,7 +376,8 @@ class Coordinator:
         )
         votes = [{"member": name, "envelope": accepted[name].parcel.envelope.decode()} for name in sorted(accepted)]
         release = Entry("release", {"study": self.study.hash, **body, "votes": votes})
-        self.progress(Event("release", f"effects and model released, {len(votes)} votes", 1, 1))
+        what = "graph" if self.study.local else "effects and model"
+        self.progress(Event("release", f"{what} released, {len(votes)} votes", 1, 1))
         self._book.commit("released", [release, self._book.transition("released", {})])
 
     def _close(self) -> None:

@@ -160,7 +160,7 @@ class Book:
         notes = list(self.notes)
         self.load()
         self._debited = self._slots()  # the step of that question may be done, and another have failed
-        spends = self.spends(kind, round, asked) if kind in RELEASES else []
+        spends = self.spends(kind, round, asked) if kind in RELEASES and plan(self.study).of(kind) else []
         saved = {state_key(self.study.hash): asdict(self.state)}
         self.log.append([*notes, *spends, self.transition("aborted", body)], saved)
         self.load()

@@ -7,15 +7,17 @@ everybody's rows in one place would have given: elsewhere ``simulation`` is null
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from causaldao.conditions import observing
+from causaldao.decisions import supporters
 from causaldao.files import write_text
 from causaldao.ledger.bundle import export
 from causaldao.ledger.log import Log
 from causaldao.ledger.note import with_cosignatures
+from causaldao.messages import names_of
 from causaldao.models.graph import CausalGraph
 from causaldao.pictures.page import page
 from causaldao.pictures.svg import draw
@@ -26,6 +28,7 @@ from causaldao.server.recording import State
 from causaldao.server.report import write as write_report
 from causaldao.study import Study
 
+_NO_POOL: Mapping[str, Any] = {"accused": (), "excluded": (), "counts": {}}  # of a study of local ballots
 _CHECKPOINTS = 50  # the last ones that are listed
 Reference = Callable[[Mapping[str, Any]], float | None]
 """The pooled, non-private answer to one effect of the result, where somebody holds all rows."""
@@ -46,11 +49,14 @@ def result(
     """
     state, model = coordinator.state, coordinator.model()
     privacy, noise = study.privacy, coordinator.noise
+    graphs = coordinator.graphs() if study.local else {}
+    abstained = {name: ballot.abstains for name, ballot in graphs.items() if ballot.abstains}
     return {
         "study": {
             "name": study.name, "hash": study.hash, "question": study.study.question, "purpose": study.study.purpose,
+            **({"evidence": "local"} if study.local else {}),
         },
-        "members": [_member(name, state) for name in names],
+        "members": [_member(name, state, abstained) for name in names],
         **({"environments": _environments(study, state)} if study.environments else {}),
         "simulation": None if simulation is None else {**simulation, "noise": noise},
         "graph": {key: state.consensus[key] for key in ("pattern", "dag", "arrows") if key in state.consensus},
@@ -63,8 +69,8 @@ def result(
             "delta": privacy.delta, "split": study.to_json()["privacy"]["split"], "noise": noise,
             "spent": coordinator.spent(),
         },
-        "warnings": _warnings(study, state),
-        "pool": _without_evidence(state.pool),
+        "warnings": _local_warnings(study, state, graphs, abstained) if study.local else _warnings(study, state),
+        "pool": _without_evidence(state.pool) or None,
         "ledger": _ledger(coordinator.log),
         "rounds": state.rounds,
         "seconds": state.seconds,
@@ -80,12 +86,13 @@ def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> Non
     pattern = CausalGraph.from_json(result["graph"]["pattern"])
     effect = result["effects"][0] if result["effects"] else {"treatment": None, "outcome": None}
     treatment, outcome = effect["treatment"], effect["outcome"]
-    svg = draw(pattern, result["marks"], treatment=treatment, outcome=outcome)
+    drawn = _drawn(result["marks"])
+    svg = draw(pattern, drawn, treatment=treatment, outcome=outcome)
     write_text(out / "graph.json", json.dumps(result["graph"], indent=1))
     write_text(out / "graph.svg", svg)
     asked = result["study"]
     shown = page(
-        pattern, title=f"{asked['name']}: the adopted graph", subtitle=asked["question"], marks=result["marks"],
+        pattern, title=f"{asked['name']}: the adopted graph", subtitle=asked["question"], marks=drawn,
         votes=coordinator.votes(), treatment=treatment, outcome=outcome, report=True,
     )  # fmt: skip
     write_text(out / "graph.html", shown)
@@ -96,6 +103,12 @@ def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> Non
     write_text(out / "policy", membership.policy(log, coordinator.key.public))
     write_report(result, svg, out / "report.html", explore=True)
     write_text(out / "result.json", json.dumps(result, indent=1, allow_nan=False))
+
+
+def _drawn(marks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The marks to be drawn: all of shared mode; of local mode, where any member's slip is one, those that entered and
+    those that half of the supporters it takes have. The report lists all."""
+    return [mark for mark in marks if mark["status"] == "adopted" or 2 * mark["support"] >= mark.get("needed", 0)]
 
 
 def _ledger(log: Log) -> dict[str, Any]:
@@ -144,8 +157,8 @@ def _set_aside(environment: str, aside: Mapping[str, Any]) -> str:
     )
 
 
-def _member(name: str, state: State) -> dict[str, Any]:
-    pool, said = state.pool, state.declared.get(name, {})
+def _member(name: str, state: State, abstained: Mapping[str, str]) -> dict[str, Any]:
+    pool, said = state.pool or _NO_POOL, state.declared.get(name, {})
     environment = said.get("environment", "")
     known = state.statuses.get(name, {"status": "ok", "reason": ""})
     status, reason = known["status"], known["reason"]
@@ -170,9 +183,36 @@ def _member(name: str, state: State) -> dict[str, Any]:
         times = sum(name in entry[key] for entry in state.rounds)
         if times:
             reason += f"{'; ' if reason else ''}its update was {what} in {times} of {len(state.rounds)} rounds"
+    if name in abstained:
+        reason += f"{'; ' if reason else ''}its ballot abstains: its noisy moments bore no graph ({abstained[name]})"
     count = pool["counts"].get(name)
     found = {"name": name, "noisy_count": None if count is None else round(count, 1), "status": status}
     return {**found, "reason": reason, **({"environment": environment} if environment else {})}
+
+
+def _local_warnings(study: Study, state: State, graphs: Collection[str], abstained: Mapping[str, str]) -> list[str]:
+    """What a reader must know of a graph that rests on ballots alone, those of the members ``graphs``."""
+    voters = set(graphs) - set(abstained)
+    present, faulty = len(state.present), study.consensus.faulty
+    enough = supporters(study, present)
+    warnings = [
+        f"Members voted straight from their own rows. Nobody can recompute a ballot, and a false one is not found; a "
+        f"link stands because {enough} or more of {present} members say that they see it."
+        + (f" {faulty} liars alone enter none." if faulty else "")
+    ]
+    if len(voters) - faulty < enough:
+        warnings.append(
+            f"{len(voters)} ballots say something, of which {faulty} may lie, and {enough} must support a link: liars "
+            "could keep out every link, so that one is missing tells nothing."
+        )
+    if abstained:
+        warnings.append(
+            f"Of {len(graphs)} ballots {len(abstained)} say nothing, as noisy moments bore no graph: "
+            f"{names_of(sorted(abstained))}."
+        )
+    if unlisted := state.consensus.get("unlisted"):
+        warnings.append(f"{unlisted} further marks, that the fewest members have, are in no list here: none entered.")
+    return warnings
 
 
 def _warnings(study: Study, state: State) -> list[str]:

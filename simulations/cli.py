@@ -28,7 +28,10 @@ def simulate(
         int | None, typer.Option(help="How many institutions: 10, or with --site-column one for each site.")
     ] = None,
     liars: Annotated[int, typer.Option(help="How many of them lie.")] = 0,
-    attack: Annotated[str, typer.Option(help="How they lie: forge, forge-rows, flip-updates, quiet.")] = "forge",
+    attack: Annotated[
+        str,
+        typer.Option(help="How they lie: forge, forge-rows, flip-updates, quiet; forge-graph where ballots are local."),
+    ] = "forge",
     rule: Annotated[str, typer.Option(help="Aggregation rule of pool and updates, instead of the study's.")] = "",
     faulty: Annotated[int | None, typer.Option(help="Fault bound f, instead of the study's.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split, the liars and the simulated noise.")] = 0,
@@ -93,6 +96,7 @@ def bench(
             "edge-probabilities: whether the shares of a bootstrap keep their word. "
             "networks: discovery on tables of known discrete networks, beside causal-learn. "
             "federated: discovery with liars, beside all rows in one place. "
+            "local-ballots: graphs from private rows beside the pool's, with liars. "
             "identification: separation and adjustment beside pgmpy and dowhy. "
             "continuous: NOTEARS and DAGMA, raw and standardised. "
             "nonlinear: features beside numbers, for curved and mixed mechanisms. "
@@ -106,8 +110,8 @@ def bench(
     seeds: Annotated[
         int | None,
         typer.Option(
-            help="Seeds (demo, causal-unit, federated-effects: 20, federated: 12, scm: 10, robustness, networks: 5, "
-            "attacks: 1)."
+            help="Seeds (demo, causal-unit, federated-effects: 20, federated: 12, scm: 10, local-ballots, robustness, "
+            "networks: 5, attacks: 1)."
         ),
     ] = None,
     entries: Annotated[int | None, typer.Option(help="Entries of the large ledger (ledger: 1,000,000).")] = None,

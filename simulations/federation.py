@@ -52,6 +52,7 @@ from causaldao.simulations.members import (
     liars,
     open_node,
     prepare,
+    require_attack,
     witness_key,
 )
 from causaldao.study import Study
@@ -95,12 +96,13 @@ def simulate(
         the folder holds a run and ``resume`` was not asked for, or holds another run than the one to resume; or Ray
         is asked for and not installed; or a member of a study with environments has none of them.
     MisuseError
-        there is no such engine, or it cannot do what is asked.
+        there is no such engine, or it cannot do what is asked; or the liars' attack is none on such a study.
     """
     _require_engine(engine, faults, conducts)
     names = tuple(check_name(name) for name in sorted(data)) if isinstance(data, Mapping) else setting.names
     require_members(study, len(names))
     _require_environments(study, names, environments or {})
+    require_attack(study, setting)
     parts = _dealt(study, data, setting, names)
     _claim(out, _described(study, data, setting, environments), study, resume)
     folders, key = prepare(out, study, setting, parts, environments), coordinator_key(out)

@@ -24,7 +24,7 @@ from causaldao.errors import MisuseError
 from causaldao.files import write_text
 from causaldao.server.membership import MAX_MEMBERS
 from causaldao.signing import SigningKey, VerifyKey
-from causaldao.simulations.attacks import Conduct, LyingNode, attack
+from causaldao.simulations.attacks import ATTACKS, Conduct, LyingNode, attack
 from causaldao.study import Study
 
 FEDERATION = "simulation"
@@ -118,6 +118,16 @@ def open_node(folder: Path, conduct: Conduct | None = None) -> Node:
     """The node in a folder that `prepare` wrote; with a ``conduct``, one whose owner has another than the honest."""
     node = Node.open(folder)
     return node if conduct is None else LyingNode(node.config, node.key, node.folder, conduct)
+
+
+def require_attack(study: Study, setting: Setting) -> None:
+    """Refuse liars whose attack has nothing to act on in this study: their run would look as if it were borne."""
+    if setting.liars and attack(setting.attack).local != study.local:
+        fitting = [name for name, one in ATTACKS.items() if one.local == study.local]
+        raise MisuseError(
+            f"The attack {setting.attack!r} does nothing in a study whose discovery.evidence is "
+            f"{study.discovery.evidence!r}; choose one of {', '.join(fitting)}."
+        )
 
 
 def liars(study: Study, setting: Setting) -> dict[str, Conduct]:

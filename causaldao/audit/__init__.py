@@ -8,7 +8,8 @@ weights, not to the model that it makes; with the updates in the bundle, from th
 optimiser to the model, whose digest has no tolerance for another machine's rounding. Reported as not checked are,
 without the updates, a rule whose weights no Gram matrix gives, what rests on an erased payload, and a member who is
 missing with neither a complaint that says why nor a revocation: that a word was withheld can be known only to the
-member who gave it.
+member who gave it. Of a study of local ballots the count is checked, and that each ballot is a graph which can be
+counted; whether it is what its member's rows say is reported as not checked.
 
 A ledger holds a federation's studies. Each is audited by itself, on the entries that name it and the membership at its
 proposal; what was found is said with its name. Who was revoked later is silent from then on, and a decision after the

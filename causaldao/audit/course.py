@@ -12,6 +12,7 @@ from causaldao.budget import Spend, plan
 from causaldao.decisions import (
     answers_needed,
     effects_needed,
+    graphs_needed,
 )
 from causaldao.ledger.verify import Line
 from causaldao.signing import peek
@@ -21,6 +22,7 @@ BEFORE, AFTER = (
     ("proposed", "approved", "roll-call", "evidence", "ballots", "adopted"),
     ("evaluated", "released", "closed"),
 )
+LOCAL = ("proposed", "approved", "roll-call", "ballots", "adopted", "released", "closed")  # of a study of local ballots
 ORDER = (
     "study.approved",
     "evidence",
@@ -58,7 +60,7 @@ def course(case: Case, result: Audit) -> None:
     study, states = case.given, [line for line in case.entries if line.kind.startswith("study.")]
     states = [line for line in states if line.kind != "study.aborted"]  # resumed later, or the last word
     rounds = [f"training {number}" for number in range(1, study.training.rounds + 1)]
-    for line, expected in zip_longest(states, [*BEFORE, *rounds, *AFTER]):
+    for line, expected in zip_longest(states, LOCAL if study.local else [*BEFORE, *rounds, *AFTER]):
         if line is None:
             break
         state = line.kind.removeprefix("study.")
@@ -144,6 +146,8 @@ def _enough(case: Case, result: Audit, kind: str, round: int, decided: Line, spo
     needed, members = answers_needed(case.given, len(case.members)), len(case.members)
     if kind == "effects":  # only those are asked whose evidence can answer
         needed = effects_needed(case.given, len(case.members), len(asked))
+    if kind == "ballot" and case.given.local:
+        needed = graphs_needed(case.given, len(case.members), len(asked))
     if len(spoke) < needed:
         what = f"it rests on {kind} of {len(spoke)} members; {needed} are needed of {members}"
         result.faults.append(Fault(decided.index, what))
@@ -186,7 +190,7 @@ def budget(case: Case, result: Audit) -> None:
         if called is None or line.body["member"] not in called.body["present"]:
             result.faults.append(Fault(line.index, f"{line.body['member']} spends, but is not in the roll call"))
         slots[slot] = slots[slot] if twice else line
-    for kind in ("evidence", "effects", "update"):
+    for kind in ("ballot",) if study.local else ("evidence", "effects", "update"):
         for line in case.lines(kind):
             if (kind, line.body["round"]) not in spent.get(line.body["member"], {}):
                 result.faults.append(
@@ -204,7 +208,7 @@ def _word_after_abort(first: Line, second: Line, aborted: Sequence[int]) -> bool
 
 def _planned(study: Study, body: Mapping[str, Any]) -> bool:
     spend = plan(study).of(body["kind"])
-    rounds = (0,) if body["kind"] in ("evidence", "effects") else range(1, study.training.rounds + 1)
+    rounds = range(1, study.training.rounds + 1) if body["kind"] in ("update", "evaluation") else (0,)
     return spend is not None and body["round"] in rounds and all(body[k] == v for k, v in vars(spend).items())
 
 

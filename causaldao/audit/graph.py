@@ -15,6 +15,8 @@ from causaldao.decisions import (
     estimate_effects,
 )
 from causaldao.declared import Declaration
+from causaldao.errors import CausalDAOError
+from causaldao.graph_ballots import GraphBallot, decide_local_adoption
 from causaldao.ledger.verify import Line
 from causaldao.models.discovery.features import FeatureMap
 from causaldao.models.discovery.moment_fit import ALIKE, rated
@@ -23,7 +25,7 @@ from causaldao.models.graph import CausalGraph
 
 def pool(case: Case, result: Audit) -> None:
     line = case.one("pool")
-    if line is None:
+    if line is None or case.given.local:  # `local` names a pool that no such study has
         return
     given, said = case.evidence, case.declared  # read first: what is wrong with them is told of their own entries
     case.last = line.index
@@ -41,7 +43,7 @@ def pool(case: Case, result: Audit) -> None:
 
 def proposal(case: Case, result: Audit) -> None:
     line = case.one("pool")
-    if line is None:
+    if line is None or case.given.local:
         return
     expected = decide_proposal(case.given, case.pool)
     assert case.proposal is not None
@@ -74,7 +76,7 @@ def _as_good(case: Case, recorded: CausalGraph, expected: Proposal) -> bool:
 
 
 def ballots(case: Case, result: Audit) -> None:
-    proposal = case.proposal
+    proposal = None if case.given.local else case.proposal
     if proposal is None:
         return
     for member, (line, _) in case.words("ballot").items():
@@ -95,7 +97,7 @@ def ballots(case: Case, result: Audit) -> None:
 def adoption(case: Case, result: Audit) -> None:
     line = case.one("adopt")
     called = case.one("study.roll-call")
-    if line is None or called is None or case.proposal is None:
+    if line is None or called is None or case.given.local or case.proposal is None:
         return
     consensus = _recorded_or_first(line.body["consensus"], _adoptions(case, line, len(called.body["present"])))
     effects = estimate_effects(case.given, case.answers[0], consensus, case.answers[1])
@@ -113,9 +115,7 @@ def adoption(case: Case, result: Audit) -> None:
         wrong = differences(recorded, expected, rounding=ROUNDING * (expected["standard_error"] or 1.0))
         if wrong:
             result.faults.append(Fault(line.index, f"the effects do not follow from the pool: {wrong}"))
-    released = case.one("release")
-    if released is not None and released.body["dag"] != line.body["consensus"]["dag"]:
-        result.faults.append(Fault(released.index, "the released graph is not the adopted one"))
+    _same_released(case, line, result)
 
 
 def _adoptions(case: Case, adopted: Line, eligible: int) -> Iterator[Consensus]:
@@ -135,4 +135,43 @@ def _recorded_or_first(recorded: Any, possible: Iterator[Consensus]) -> Consensu
     return next((found for found in results if not differences(recorded, found.to_json())), results[0])
 
 
-CHECKS = (pool, proposal, ballots, adoption)
+def local(case: Case, result: Audit) -> None:
+    """A study of local ballots: each is a graph that can be counted, nothing was pooled, and the adoption is their
+    count."""
+    if not case.given.local:
+        return
+    for kind in ("evidence", "pool", "effects", "estimate", "update", "aggregate"):
+        odd = [line.index for line in case.lines(kind)]
+        result.faults += [Fault(index, f"the study is of local ballots: it has no {kind}") for index in odd]
+    found: dict[str, GraphBallot] = {}
+    for member, (spoken, said) in case.words("ballot").items():
+        case.last = spoken.index
+        try:
+            found[member] = GraphBallot.from_json(said.body, case.given)
+        except CausalDAOError as error:
+            result.faults.append(Fault(spoken.index, f"the ballot of {member} should not be taken: {error}"))
+    result.checked.append(f"{len(found)} ballots as graphs of the study's variables under what is known")
+    result.unchecked.append("whether a ballot follows from its member's rows: they are private, and nobody can tell")
+    line, called = case.one("adopt"), case.one("study.roll-call")
+    if line is None or called is None:
+        return
+    case.last = line.index
+    eligible, gone = len(called.body["present"]), case.revoked(line.index)
+    left = {member: ballot for member, ballot in found.items() if member not in gone}
+    possible = (decide_local_adoption(case.given, ballots, eligible) for ballots in (found, left))
+    consensus = _recorded_or_first(line.body["consensus"], possible)
+    result.checked.append("adoption by the ballots")
+    if wrong := differences(line.body["consensus"], consensus.to_json()):
+        result.faults.append(Fault(line.index, f"the adoption does not follow from the ballots: {wrong}"))
+    if line.body["effects"]:
+        result.faults.append(Fault(line.index, "it has effects, and the study has nothing to read one from"))
+    _same_released(case, line, result)
+
+
+def _same_released(case: Case, adopted: Line, result: Audit) -> None:
+    released = case.one("release")
+    if released is not None and released.body["dag"] != adopted.body["consensus"]["dag"]:
+        result.faults.append(Fault(released.index, "the released graph is not the adopted one"))
+
+
+CHECKS = (pool, proposal, ballots, adoption, local)

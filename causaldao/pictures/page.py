@@ -94,7 +94,7 @@ def payload(
     return {
         "nodes": nodes, "edges": edges, "colliders": colliders, "contested": list(_contested(edges, colliders)),
         "weighed": any(edge["weight"] is not None for edge in edges), "weightName": found.weight_name,
-        "legend": list(_legend(edges, found.weight_name)), "hint": found.hint,
+        "legend": list(_legend(edges, found.weight_name, any("needed" in mark for mark in marks))), "hint": found.hint,
     }  # fmt: skip
 
 
@@ -147,7 +147,7 @@ class _Found:
 
     def _edge(self, edge: Edge, name: str, status: str, mark: Mapping[str, Any] | None) -> dict[str, Any]:
         pair = min(edge.a, edge.b), max(edge.a, edge.b)
-        facts: list[list[str]] = [["Status", _STATUS[status]]] if mark else []
+        facts: list[list[str]] = [["Status", _status(status, mark)]] if mark else []
         weight, label = None, ""
         if mark:
             asked = mark["support"] + mark["oppose"] + mark["abstain"]
@@ -161,9 +161,10 @@ class _Found:
             facts += [[_marked(pair, marks), f"{share:.0%}"] for marks, share in sorted(shares.marks.items())]
         why = [self.explanations[pair].text] if pair in self.explanations else []
         why += [self.notes[pair]] if pair in self.notes else []
+        word = "" if status == "adopted" else _FEW if status == "struck" and mark and "needed" in mark else status
         noted = "edited by vote" if pair in self.notes else ""
-        short = ", ".join(part for part in (label, "" if status == "adopted" else status, noted) if part)
-        shown = " ".join(part for part in (label, "" if status == "adopted" else status, noted) if part)
+        short = ", ".join(part for part in (label, word, noted) if part)
+        shown = " ".join(part for part in (label, word, noted) if part)
         return {
             "from": edge.a, "to": edge.b, "marks": [edge.at_a, edge.at_b], "name": name, "short": short,
             "label": shown, "weight": weight, "status": status,
@@ -171,6 +172,13 @@ class _Found:
         }  # fmt: skip
 
 
+def _status(status: str, mark: Mapping[str, Any]) -> str:
+    if status == "struck" and "needed" in mark:  # local mode: nothing was proposed that could be struck
+        return f"not adopted: fewer than the {mark['needed']} members that it takes support it"
+    return _STATUS[status]
+
+
+_FEW = "too few support it"
 _STATUS = {"adopted": "adopted", "contested": "contested by members", "struck": "struck: too many opposed it"}
 
 
@@ -224,7 +232,7 @@ def _contested(edges: Sequence[Mapping[str, Any]], colliders: Sequence[Mapping[s
             yield {"name": mark["name"], "short": short, "edge": None, "node": mark["node"]}
 
 
-def _legend(edges: Sequence[Mapping[str, Any]], weight: str) -> Iterator[dict[str, Any]]:
+def _legend(edges: Sequence[Mapping[str, Any]], weight: str, few: bool) -> Iterator[dict[str, Any]]:
     kinds = {frozenset(edge["marks"]) for edge in edges if edge["status"] != "struck"}
     states = {edge["status"] for edge in edges}
     if frozenset("->") in kinds:
@@ -238,7 +246,7 @@ def _legend(edges: Sequence[Mapping[str, Any]], weight: str) -> Iterator[dict[st
     if "contested" in states:
         yield {"marks": "->", "status": "contested", "text": "contested by members"}
     if "struck" in states:
-        yield {"marks": "--", "status": "struck", "text": "struck: too many opposed"}
+        yield {"marks": "--", "status": "struck", "text": _FEW if few else "struck: too many opposed"}
     if weight == "support":
         yield {"marks": None, "text": "8/10 and width: members whose evidence supports the link / members asked"}
     if weight == "probability":

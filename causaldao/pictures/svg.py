@@ -552,8 +552,10 @@ def _keys(links: Sequence[_Link]) -> Iterator[tuple[_Link | None, str]]:
         yield replace(plain, ends=("o", "o")), "end not settled"
     if any(link.contested and not link.struck for link in links):
         yield replace(plain, contested=True), "contested by members"
-    if any(link.struck for link in links):
-        yield replace(plain, contested=True, struck=True), "struck: too many opposed"
+    struck = [link.mark for link in links if link.struck and link.mark is not None]
+    if struck:
+        few = "needed" in struck[0]
+        yield replace(plain, contested=True, struck=True), "too few support it" if few else "struck: too many opposed"
     if any(link.mark is not None for link in links):
         yield None, "8/10: members whose evidence supports the link / members asked"
     if any(link.mark is None and link.share is not None for link in links):
@@ -581,7 +583,7 @@ def _sentence(link: _Link) -> str:
     joint = {"←→": "↔", "←—": "←"}.get(back + arrow, back + arrow)
     words = f"{link.upper} {joint} {link.lower}"
     if link.struck:
-        words = f"{link.upper} and {link.lower}: struck"
+        words = f"{link.upper} and {link.lower}: {'too few' if 'needed' in (link.mark or {}) else 'struck'}"
     if link.mark is not None:
         return f"{words} ({_tally(link.mark)})"
     return words if link.share is None else f"{words} ({_votes(link)} of the draws)"
@@ -589,7 +591,7 @@ def _sentence(link: _Link) -> str:
 
 def _contest(mark: Mapping[str, Any]) -> str:
     a, c, b = mark["nodes"]
-    return f"Contested: {a} → {c} ← {b} ({_tally(mark)})"
+    return f"{'Too few' if 'needed' in mark else 'Contested'}: {a} → {c} ← {b} ({_tally(mark)})"
 
 
 def _tally(mark: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from causaldao.errors import MisuseError
 from causaldao.signing import Tensors
 from causaldao.simulations.attacks.conduct import Attack, Conduct, LyingNode, View
 from causaldao.simulations.attacks.emulation import crafted, poisoned
+from causaldao.simulations.attacks.graphs import forge_graph
 from causaldao.simulations.attacks.malformed import MALFORMED
 from causaldao.simulations.attacks.records import (
     deny_effect,
@@ -87,6 +88,10 @@ ATTACKS = {
         ),
         Attack("shift-sums", "honest evidence, then sums for an effect as if it were larger", act=shift_sums),
         Attack("drop-out", "silence from the first round of training on", silent=_TRAINING),
+        Attack(
+            "forge-graph", "a ballot with each link that the own rows do not show, and none that they do",
+            act=forge_graph, local=True,
+        ),
         *MALFORMED,
     )
 }  # fmt: skip

@@ -129,7 +129,8 @@ class LyingNode(Node):
 class Attack:
     """How liars act in a study; ``rows`` and ``act`` are given the study, so that they know what is asked.
 
-    ``malformed`` says that the coordinator does not take the liars' reply, whatever the rule.
+    ``malformed`` says that the coordinator does not take the liars' reply, whatever the rule. ``local`` attacks act on
+    the graphs that are ballots where discovery.evidence is "local", and all others on what only shared studies ask for.
     """
 
     name: str
@@ -140,6 +141,7 @@ class Attack:
     knowledge: Callable[[Study], Knowledge] = lambda study: NONE
     silent: frozenset[str] = frozenset()
     malformed: bool = False
+    local: bool = False
 
     def conduct(self, study: Study) -> Conduct:
         """The conduct of a node that attacks this study."""

@@ -31,6 +31,7 @@ NAMES = (
     "scm",
     "federated-effects",
     "edge-probabilities",
+    "local-ballots",
 )
 
 

@@ -11,8 +11,15 @@ from typing import Any
 
 import pytest
 
-from causaldao.decisions import MEASURED_FIT, cautions
-from causaldao.errors import ConfigurationError
+from causaldao.decisions import (
+    MEASURED_FIT,
+    answers_needed,
+    cautions,
+    graphs_needed,
+    least_members,
+    require_members,
+)  # fmt: skip
+from causaldao.errors import ConfigurationError, GuaranteeError
 from causaldao.signing import canonical
 from causaldao.study import Study
 from tests.causaldao.cases import STUDY_TOML, study
@@ -102,6 +109,55 @@ def test_a_question_for_sums_that_cannot_be_paid_or_answered_is_proposed() -> No
             study(**change)
         (problem,) = caught.value.problems
         assert words in problem
+
+
+def _local(**changes: Any) -> Study:
+    whole = {"evidence": 1.0, "training": 0.0, "evaluation": 0.0}
+    given: dict[str, Any] = {
+        "discovery": {"evidence": "local"}, "training": {"rounds": 0}, "effects": [], "privacy": {"split": whole},
+    }  # fmt: skip
+    return study(**{**given, **changes})
+
+
+def test_a_study_of_local_ballots_has_the_hash_of_another_or_moves_it() -> None:
+    asked = _local()
+    assert asked.local
+    assert not study().local
+    assert Study.from_mapping(asked.to_json()).hash == asked.hash
+    assert _local(discovery={"evidence": "shared"}).hash != asked.hash
+    assert _local(aggregation={"pool": "multi-krum"}).hash == asked.hash
+
+
+def test_local_ballots_are_asked_for_what_only_a_pool_gives() -> None:
+    clip = {"evidence": "local", "restore": True, "clip": 3.0}
+    numbers = [{"name": name, "kind": "continuous", "bounds": [-4, 4]} for name in ("age", "dose", "pain")]
+    told: dict[str, dict[str, Any]] = {
+        "set training.rounds = 0": {"training": {"rounds": 2}, "privacy": {}},
+        "leave [[effects]] out": {"effects": [{"treatment": "dose", "outcome": "pain"}]},
+        "split = { evidence = 1.0, training": {
+            "privacy": {"split": {"evidence": 0.9, "training": 0.1, "evaluation": 0.0}},
+        },
+        "leave restore out": {"discovery": clip, "variables": numbers},
+        "leave the key out": {"aggregation": {"pool": "sieve"}},
+        "take a threshold of 0.6": {"consensus": {"threshold": 1.0}},
+    }  # fmt: skip
+    for words, change in told.items():
+        with pytest.raises(ConfigurationError) as caught:
+            _local(**change)
+        assert any(words in problem for problem in caught.value.problems), caught.value.problems
+    assert _local(consensus={"threshold": 1.0, "faulty": 0}).local
+
+
+def test_the_bound_of_a_pool_is_asked_of_local_ballots() -> None:
+    asked = _local(consensus={"faulty": 4})
+    assert least_members(asked) == 10  # 2f + 3 would be 11
+    require_members(asked, 10)
+    assert [answers_needed(asked, members) for members in (10, 11, 20)] == [6, 7, 13]
+    assert [graphs_needed(asked, 20, present) for present in (20, 19, 14)] == [16, 15, 13]
+    with pytest.raises(GuaranteeError, match="largest f is 3"):
+        require_members(asked, 9)
+    assert "nobody can recompute" in cautions(asked, 10)[0]
+    assert "6 must support a mark. 4 liars cannot enter one alone" in cautions(asked, 10)[1]
 
 
 def _with(path: str, value: Any) -> dict[str, Any]:

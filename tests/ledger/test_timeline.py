@@ -75,6 +75,15 @@ SAID: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+def test_a_graph_is_released_as_effects() -> None:
+    """A study of local ballots has none, and releases its graph; another's release says what it said before."""
+    told = Timeline()
+    for study, discovery in (("ab" * 32, {"evidence": "local"}), ("cd" * 32, {"evidence": "shared"}), ("ef" * 32, 7)):
+        told.words("study.proposed", {"study": study, "document": {"study": {"name": "x"}, "discovery": discovery}})
+    said = [told.words("release", {"study": study, "model": "", "votes": VOTES}) for study in ("ab" * 32, "cd" * 32)]
+    assert said == [f"the {what} released, by the votes of {BY}  [x]" for what in ("graph was", "effects were")]
+
+
 def test_an_entry_says_something_else() -> None:
     timeline = Timeline()
     timeline.words("study.proposed", {"study": STUDY, "document": {"study": {"name": "small"}}})

@@ -377,6 +377,24 @@ def test_the_split_is_not_explained_or_a_nonsensical_correlation_is_looked_for(t
     assert (status, "--find 1 must lie between 0 and 1" in envelope["error"]["message"]) == (2, True)
 
 
+def test_local_ballots_are_promised_what_a_pool_sees(tmp_path: Path) -> None:
+    study = tmp_path / "study.toml"
+    text = STUDY_TOML.replace("[discovery]", '[discovery]\nevidence = "local"').replace("rounds = 2", "rounds = 0")
+    text = text[: text.index("[[effects]]")].replace(
+        "delta = 1e-5", "delta = 1e-5\nsplit = { evidence = 1.0, training = 0.0, evaluation = 0.0 }"
+    )
+    status, envelope = _check(study, text, "--members", 5, "--records", 3000)
+    split = envelope["data"]["split"]
+    assert (status, split["now"]["pool"], split["supporters"], split["advised"]) == (0, None, 3, 1.0)
+    shown = CliRunner().invoke(app, ["study", "check", str(study), "--members", "5", "--records", "3000"]).stdout
+    assert "the ballot has all of epsilon" in shown
+    assert "A mark needs 3 of 5 supporters" in shown
+    assert "the pool finds" not in shown
+    assert "1 liars cannot enter one alone" in " ".join(envelope["data"]["warnings"])
+    status, envelope = _check(study, text, "--members", 2)
+    assert (status, "largest f is 0" in envelope["error"]["message"]) == (13, True)
+
+
 def test_more_liars_than_the_rule_bears_are_refused_without_the_bound(tmp_path: Path) -> None:
     study = tmp_path / "study.toml"
     text = STUDY_TOML.replace('"multi-krum"', '"bulyan"').replace("faulty = 1", "faulty = 2")

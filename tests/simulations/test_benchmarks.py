@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from causaldao.errors import MisuseError
-from causaldao.simulations.attacks import ATTACKS
 from causaldao.simulations.benchmarks import aggregation, byzfl, causal_unit, discovery, run, wide_fit
+from causaldao.simulations.benchmarks.attacks import SHARED
 from causaldao.simulations.benchmarks.demo import VARIANTS
 from causaldao.simulations.benchmarks.ledger import file_system
 from causaldao.simulations.benchmarks.scale import descendants
@@ -37,7 +37,7 @@ def test_the_demo_hides_what_the_mean_does() -> None:
 
 
 def test_an_attack_leads_the_demo_astray_or_casts_blame_on_the_honest() -> None:
-    tried = tuple(ATTACKS) if count(0, 1) else ("foe-optimised",)
+    tried = SHARED if count(0, 1) else ("foe-optimised",)
     found = run("attacks", attacks=tried)
     assert found["of"] == len(tried) + 1
     # Those two stay within the noise of one site, so that nobody can find them: only the stated bound holds.

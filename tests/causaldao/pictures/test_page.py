@@ -284,3 +284,18 @@ def test_the_pages_policy_lets_a_script_of_another_run(tmp_path: Path) -> None:
     found = opened(a_page().replace("</body>", added), tmp_path)
     assert "owned" not in found
     assert found["ready"] == "8 10"
+
+
+def test_a_mark_that_nobody_proposed_is_struck() -> None:
+    """In local mode a mark has too few supporters; there was no proposal, and no strength in a pool."""
+    mark = {"kind": "adjacency", "nodes": ["a", "b"], "needed": 3, "support": 2, "oppose": 0, "abstain": 3}
+    graph = CausalGraph.cpdag(nodes="ab")
+    found = payload(graph, [{**mark, "status": "contested"}], {"x": {"a - b": 1}})
+    (edge,) = found["edges"]
+    assert (edge["status"], edge["short"]) == ("struck", "2/5, too few support it")
+    assert edge["facts"] == [["Status", "not adopted: fewer than the 3 members that it takes support it"]]
+    assert [
+        entry["text"] for entry in found["legend"] if entry["status" if entry["marks"] else "text"] == "struck"
+    ] == ["too few support it"]
+    old = payload(graph, [{**{k: v for k, v in mark.items() if k != "needed"}, "strength": 0.1, "status": "contested"}])
+    assert old["edges"][0]["short"] == "2/5, struck"

@@ -123,3 +123,18 @@ def test_a_share_of_draws_is_taken_for_votes_or_lost() -> None:
     voted = picture.draw(graph, [a_mark("a", "b")], shares={frozenset("ab"): 0.97})
     assert "8/10" in texts(voted)
     assert "0.97" not in texts(voted)
+
+
+def test_a_mark_with_too_few_supporters_is_struck_by_opponents() -> None:
+    """In local mode nothing was proposed, so nothing can be struck: the key and the titles say what is so."""
+    votes = {"support": 2, "oppose": 0, "abstain": 3, "status": "contested"}
+    marks = [
+        {"kind": "adjacency", "nodes": ["a", "b"], **votes}, {"kind": "collider", "nodes": ["a", "c", "b"], **votes},
+    ]  # fmt: skip
+    shared = picture.draw(CausalGraph.cpdag(nodes="abc"), [{**mark, "strength": 0.1} for mark in marks])
+    local = picture.draw(CausalGraph.cpdag(nodes="abc"), [{**mark, "needed": 3} for mark in marks])
+    for words in ("a and b: struck", "struck: too many opposed", "Contested: a"):
+        assert words in shared
+        assert words not in local
+    for words in ("a and b: too few", "too few support it", "Too few: a"):
+        assert words in local
