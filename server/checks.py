@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from causaldao.ballots import Ballot, Proposal, recheck
-from causaldao.declared import Declaration, expected
+from causaldao.declared import Declaration, expected, misplaced
 from causaldao.errors import IdentityError
 from causaldao.estimates import Functions, of_member
+from causaldao.holdings import Lacks
 from causaldao.messages import Parcel, fields, names_of
 from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.discovery.features import FeatureMap
@@ -45,6 +46,8 @@ def evidence(book: Book) -> Check:
         found, most = book.evidence_of(parcel.tensors["moments"]), _MOST * book.study.members.n_max
         if found.count > most:
             raise IdentityError(f"The evidence claims {found.count:.4g} records, over {_MOST} times the study's n_max.")
+        if said := misplaced(found, book.lacks.get(statement.member, ())):
+            raise IdentityError(f"The evidence has moments of {names_of(said)}, which its member said it lacks.")
         encoding = book.study.encoding
         if isinstance(encoding, FeatureMap) and (wrong := encoding.impossible(found)):
             raise IdentityError(f"The evidence is none that the study's features make: {wrong}.")
@@ -52,11 +55,12 @@ def evidence(book: Book) -> Check:
     return check
 
 
-def ballot(proposal: Proposal, released: Mapping[str, Evidence], level: float) -> Check:
-    """A ballot follows from the evidence that its voter released."""
+def ballot(proposal: Proposal, released: Mapping[str, Evidence], level: float, lacks: Lacks) -> Check:
+    """A ballot follows from the evidence that its voter released, and says nothing from what it lacks."""
 
     def check(statement: Statement, parcel: Parcel) -> None:
-        wrong = recheck(Ballot.from_json(statement.body, proposal), proposal, released[statement.member], level)
+        said, own = Ballot.from_json(statement.body, proposal), released[statement.member]
+        wrong = recheck(said, proposal, own, level, lacks=lacks.get(statement.member, ()))
         if wrong:
             raise IdentityError(f"The ballot does not follow from its voter's evidence on {names_of(wrong)}.")
 

@@ -24,7 +24,9 @@ from causaldao.aggregation.rules import faults_left
 from causaldao.ballots import Ballot, Proposal
 from causaldao.budget import Spend, epsilon_of, plan
 from causaldao.decisions import (
+    Among,
     Learnt,
+    among_holders,
     answers_needed,
     decide_adoption,
     decide_pool,
@@ -34,6 +36,7 @@ from causaldao.decisions import (
     estimate_effects,
     evidence_of_answers,
     first_model,
+    require_held,
     require_members,
     update_size,
 )
@@ -192,6 +195,7 @@ class Coordinator:
         if expected(self.study):
             said = {name: Declaration.from_json(self.study, accepted[name].statement.body) for name in present}
             self.state.declared = {name: one.to_json(self.study) for name, one in said.items()}
+            require_held(self.study, self._book.lacks, present, len(self.roster.members))
         approvals = [{"member": name, "envelope": accepted[name].parcel.envelope.decode()} for name in present]
         approved = self._book.transition("approved", {"approvals": approvals})
         self._book.commit("roll-call", [approved, self._book.transition("roll-call", {"present": present})])
@@ -206,7 +210,7 @@ class Coordinator:
             self.state.noise[name] = reply.statement.body["noise"]
         entries = self._book.spoken("evidence", accepted)
         spends = self._book.spends("evidence", 0, plan(self.study).evidence, self._asker.asked)
-        decided = decide_pool(self.study, evidence, len(self.roster.members))
+        decided = decide_pool(self.study, evidence, len(self.roster.members), self._book.lacks)
         proposal = decide_proposal(self.study, decided)
         self.progress(Event("pool", f"kept {len(decided.kept)}, accused {names_of(decided.accused)}", 1, 1))
         self.state.pool = {**decided.to_json(), "counts": {name: e.count for name, e in sorted(evidence.items())}}
@@ -217,7 +221,7 @@ class Coordinator:
 
     def _gather_ballots(self) -> None:
         voters = sorted(self.state.pool["counts"])
-        check = checks.ballot(self._proposal, self._book.evidence(), self.study.consensus.level)
+        check = checks.ballot(self._proposal, self._book.evidence(), self.study.consensus.level, self._book.lacks)
         body = {"proposal": self.state.proposal}
         accepted = self._collect("ballot", 0, body, voters, check=check, phase="ballots")
         entries = self._book.spoken("ballot", accepted)
@@ -233,7 +237,7 @@ class Coordinator:
         consensus = decide_adoption(self.study, proposal, ballots, len(self.state.present))
         self.state.consensus = consensus.to_json()
         answers, bounds = self._answers
-        self.state.effects = estimate_effects(self.study, answers, consensus, bounds)
+        self.state.effects = estimate_effects(self.study, answers, consensus, bounds, self._among_holders)
         self.progress(
             Event("adopt", f"{len(consensus.pattern.edges)} edges, {len(consensus.contested)} marks contested", 1, 1)
         )
@@ -432,6 +436,11 @@ class Coordinator:
         """The evidence that effects and the first model are read from, with the pool's bounds."""
         pooled = Evidence.from_json(self.state.pool["evidence"])
         return evidence_of_answers(self.study, pooled, tuple(self.state.pool["bounds"]), self._proposal.reading)
+
+    @property
+    def _among_holders(self) -> Among | None:
+        pool = self.state.pool
+        return among_holders(self.study, self._book.evidence(), pool["kept"], pool["faulty"], pool.get("lacks", {}))
 
     def _first_model(self) -> NeuralSCM:
         return first_model(self.study, self._answers[0], CausalGraph.from_json(self.state.consensus["dag"]))

@@ -13,7 +13,9 @@ import numpy as np
 from causaldao.ballots import Ballot, Proposal
 from causaldao.budget import plan
 from causaldao.decisions import (
+    Among,
     Learnt,
+    among_holders,
     decide_pool,
     evidence_of_answers,
 )
@@ -151,9 +153,21 @@ class Case:
         said = [] if line is None else [peek(one["envelope"].encode()) for one in line.body["approvals"]]
         return {one.member: Declaration.from_json(self.given, one.body) for one in said}
 
+    @property
+    def lacks(self) -> dict[str, tuple[str, ...]]:
+        """What each member said at the roll call that it does not have."""
+        if not self.given.members.may_lack:
+            return {}
+        return {name: said.lacks for name, said in self.declared.items() if said.lacks}
+
     @cached_property
     def pool(self) -> Pool:
-        return decide_pool(self.given, self.evidence, len(self.members))
+        return decide_pool(self.given, self.evidence, len(self.members), self.lacks)
+
+    @cached_property
+    def among_holders(self) -> Among | None:
+        """What effects are read from where members lack variables."""
+        return among_holders(self.given, self.evidence, self.pool.kept, self.pool.faulty, self.pool.lacks)
 
     @cached_property
     def answers(self) -> tuple[Evidence, tuple[float | None, ...]]:

@@ -14,6 +14,7 @@ from causaldao.decisions import (
     decide_proposal,
     estimate_effects,
 )
+from causaldao.declared import misplaced
 from causaldao.ledger.verify import Line
 from causaldao.models.discovery.features import FeatureMap
 from causaldao.models.discovery.moment_fit import ALIKE, rated
@@ -28,6 +29,11 @@ def pool(case: Case, result: Audit) -> None:
     result.checked.append(f"pool of {len(case.evidence)} members' evidence")
     if wrong:
         result.faults.append(Fault(line.index, f"the pool does not follow from the evidence: {wrong}"))
+    for member, lacks in case.lacks.items():
+        if member in case.evidence and (said := misplaced(case.evidence[member], lacks)):
+            index = case.words("evidence")[member][0].index
+            what = f"the evidence of {member} has moments of {', '.join(said)}, which it said it lacks"
+            result.faults.append(Fault(index, what))
     encoding = case.given.encoding
     if isinstance(encoding, FeatureMap):
         for member, (spoken, _) in case.words("evidence").items():
@@ -79,7 +85,8 @@ def ballots(case: Case, result: Audit) -> None:
     for member, (index, ballot) in case.ballots.items():
         if member not in case.evidence:
             continue  # named by `_people`
-        wrong = recheck(ballot, proposal, case.evidence[member], case.given.consensus.level)
+        lacks = case.lacks.get(member, ())
+        wrong = recheck(ballot, proposal, case.evidence[member], case.given.consensus.level, lacks=lacks)
         if wrong:
             result.faults.append(
                 Fault(index, f"the ballot of {member} does not follow from its evidence on {', '.join(wrong)}")
@@ -93,7 +100,7 @@ def adoption(case: Case, result: Audit) -> None:
     if line is None or called is None or case.proposal is None:
         return
     consensus = _recorded_or_first(line.body["consensus"], _adoptions(case, line, len(called.body["present"])))
-    effects = estimate_effects(case.given, case.answers[0], consensus, case.answers[1])
+    effects = estimate_effects(case.given, case.answers[0], consensus, case.answers[1], case.among_holders)
     result.checked.append("adoption by the ballots, and the effects")
     case.last = line.index
     wrong = differences(line.body["consensus"], consensus.to_json())
