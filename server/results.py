@@ -201,14 +201,14 @@ def _lack_warnings(state: State) -> list[str]:
     pool = state.pool
     lacking = sorted({name for names in pool["lacks"].values() for name in names})
     warnings = [
-        f"Not every member has {', '.join(lacking)}. For the graph the pool counts as {1 / pool['discount']:.0%} of the "
-        "records that it would be worth if they had: weak edges may be missing. Each effect is read from those who have "
-        "all its variables."
+        f"Not every member has {', '.join(lacking)}. For the graph the pool counts as {1 / pool['discount']:.0%} of "
+        "the records that it would be worth if they had: weak edges may be missing. Each effect is read from those who "
+        "have all its variables."
     ]
     least = float(torch.linalg.eigvalsh(Evidence.from_json(pool["evidence"]).covariance())[0])
     if least <= 0:
         warnings.append(
             f"Moments of different members together are no covariance here (least eigenvalue {least:.2g}): the search "
-            "passed over parents and tests under which no variance is left, so the graph may lack edges or have some more."
+            "passed over parents and tests under which no variance is left, and the graph may be wrong for it."
         )
     return warnings
