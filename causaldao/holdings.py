@@ -20,7 +20,8 @@ V the sampling covariance of one record's products for Gaussian records, V_(ij)(
 divided by. The pool is taken to be worth n / s records with noise r √s per record, s the largest eigenvalue of
 Ω₀⁻¹ Ω. To first order no function of the moments then has a larger error than is claimed, and a single entry, with
 fewer members and more noise, has not. Under much noise s is what the fewest members give; without any it can be many
-times as much (`docs/adr/0047-variables-that-a-member-lacks.md`).
+times as much, and then those who lack nothing may be worth more alone: the pool is theirs if so, which also bounds what
+a liar can take from it by saying that it lacks something (`docs/adr/0047-variables-that-a-member-lacks.md`).
 """
 
 from __future__ import annotations

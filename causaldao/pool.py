@@ -46,6 +46,7 @@ from causaldao.sieve import sieve
 
 # each rule beside the one of the updates that has its bound on n and f
 RULES = {"multi-krum": "multi-krum", "mean": "mean", "sieve": "multi-krum"}
+_WORTH_MORE = 1.25  # whole records must be, to be pooled without those who lack something: that has a larger error
 _WEIGHT_CAP = 2.0  # times the median: a large site helps, but does not decide
 
 
@@ -83,7 +84,7 @@ class Pool:
     standardised deviation of each site from the others, ``critical`` the value above which it is an accusation,
     ``bounds`` how far f unaccused liars can move each question's answer (natural units), None for one that is too noisy
     to be answered. ``lacks`` are the variables that members do not have, and ``discount`` is by how many times fewer
-    records the pool is worth for it.
+    records the pool is worth for it; ``used`` are the kept whose evidence it is, all or those who lack nothing.
     """
 
     evidence: Evidence
@@ -99,6 +100,7 @@ class Pool:
     bounds: tuple[float | None, ...] = ()
     lacks: Lacks = field(default_factory=dict)
     discount: float = 1.0
+    used: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -113,8 +115,12 @@ class Pool:
             "excluded": list(self.excluded),
             "accused": list(self.accused),
             "bounds": list(self.bounds),
-            **({"lacks": {k: list(v) for k, v in self.lacks.items()}, "discount": self.discount} if self.lacks else {}),
+            **(self._lacks_to_json() if self.lacks else {}),
         }
+
+    def _lacks_to_json(self) -> dict[str, Any]:
+        lacks = {name: list(lacking) for name, lacking in self.lacks.items()}
+        return {"lacks": lacks, "discount": self.discount, "used": list(self.used)}
 
 
 def pool(evidence: Mapping[str, Evidence], settings: Settings, lacks: Lacks | None = None) -> Pool:
@@ -153,9 +159,9 @@ def pool(evidence: Mapping[str, Evidence], settings: Settings, lacks: Lacks | No
     accused = [k for k in range(len(names)) if robust and float(deviations[k]) > critical]
     sites.require(keep, settings.faulty + 1)
     weights = sites.weights(keep)
-    pooled, worth = sites.pooled(keep)
+    pooled, worth, used = sites.pooled(keep, settings.faulty)
     return Pool(
-        evidence=_discounted(pooled, sites.groups(keep), settings),
+        evidence=_discounted(pooled, sites.groups(used), settings),
         rule=settings.rule,
         faulty=settings.faulty,
         weights={names[k]: float(weights[k]) for k in keep},
@@ -168,6 +174,7 @@ def pool(evidence: Mapping[str, Evidence], settings: Settings, lacks: Lacks | No
         bounds=bounds if robust and not set(accused) & set(keep) else (None,) * len(bounds),
         lacks=lacking,
         discount=worth,
+        used=tuple(names[k] for k in used) if lacking else (),
     )
 
 
@@ -327,11 +334,15 @@ class _Sites:
         kept = _median(self.moments[weights > 0], self.held[weights > 0])
         return replace(pooled, moments=pooled.count * kept / kept[0, 0])
 
-    def pooled(self, keep: Sequence[int]) -> tuple[Evidence, float]:
-        """The pool of the kept, entry by entry among those who have it, and by how much the lacking discounts it."""
+    def pooled(self, keep: Sequence[int], faulty: int) -> tuple[Evidence, float, list[int]]:
+        """The pool of the kept, entry by entry among those who have it, and by how much the lacking discounts it.
+
+        Of those alone who lack nothing where they are worth that much more and most of them honest: little noise makes
+        moments of different members err far more than their counts say. Whose it is comes last.
+        """
         whole, groups = self.combine(self.weights(keep)), self.groups(keep)
         if bool(self.held.all()):
-            return whole, 1.0
+            return whole, 1.0, list(keep)
         r, c = self.upper
         shares = torch.zeros(len(self.counts), self.entries, dtype=torch.float64)
         for group in groups:
@@ -341,8 +352,13 @@ class _Sites:
         counts = self.counts.clamp_max(self._cap(keep))
         ratio, centre = whole.noise / whole.count, self.centre(self.weights(keep), whole).moments / whole.count
         worth = discount(centre, shares, counts, self.sigma / counts, (whole.count, ratio))
-        count = whole.count / worth
-        return replace(whole, moments=count * mean, noise=count * ratio * worth**0.5), worth
+        count, complete = whole.count / worth, [k for k in keep if bool(self.held[k].all())]
+        if len(complete) > 2 * faulty:
+            alone = self.combine(self.weights(complete))
+            least = max(whole.count / alone.count, (alone.noise / alone.count / ratio) ** 2 if ratio else 1.0)
+            if worth > _WORTH_MORE * least:
+                return alone, least, complete
+        return replace(whole, moments=count * mean, noise=count * ratio * worth**0.5), worth, list(keep)
 
     def whole(self, keep: Sequence[int]) -> tuple[Evidence, list[_Group]]:
         """The pool of sites that lack nothing."""

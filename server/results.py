@@ -205,6 +205,11 @@ def _lack_warnings(state: State) -> list[str]:
         "the records that it would be worth if they had: weak edges may be missing. Each effect is read from those who "
         "have all its variables."
     ]
+    if len(pool["used"]) < len(pool["kept"]):
+        warnings.append(
+            f"The graph is of the records of {', '.join(pool['used'])}, who lack nothing: alone they are worth more "
+            "than moments of all members together."
+        )
     least = float(torch.linalg.eigvalsh(Evidence.from_json(pool["evidence"]).covariance())[0])
     if least <= 0:
         warnings.append(
