@@ -204,7 +204,7 @@ def test_a_liar_that_says_it_lacks_takes_more_from_the_pool_than_itself(noise: f
     assert found.evidence.noise / found.evidence.count >= absent.noise / absent.count * (1 - 1e-9)
     assert (liar in found.used) == (noise > 1)
     if noise < 1:
-        assert torch.equal(found.evidence.moments, absent.moments)
+        assert torch.allclose(found.evidence.moments, absent.moments, rtol=1e-12)
 
 
 def test_who_shares_nothing_with_anybody_comes_near() -> None:
@@ -327,6 +327,13 @@ def test_a_study_whose_members_cannot_lack_is_valid(changes: dict[str, Any], fau
     with pytest.raises(ConfigurationError) as caught:
         study(**changes)
     assert any(fault in problem for problem in caught.value.problems)
+
+
+def test_a_study_whose_members_lack_nothing_has_another_hash() -> None:
+    plain = study(may_lack=())
+    assert "may_lack" not in plain.to_json()["members"]
+    assert plain.hash == study(members={"n_min": 50, "n_max": 5000, "deadline": 60.0}).hash != STUDY.hash
+    assert Study.from_mapping(STUDY.to_json()).hash == STUDY.hash
 
 
 def test_a_study_does_not_say_how_many_must_have_a_variable() -> None:

@@ -259,6 +259,14 @@ def test_studies_on_features_are_measured_on_the_records_that_made_their_bounds(
     assert all(0 < row["f1"] == row["least"] <= 1 and row["accused"] == 0 for row in found["curved"])
 
 
+def test_lacking_members_are_not_measured_beside_the_whole() -> None:
+    found = run("lacking", seeds=1, records=(300,), epsilons=(60.0,))
+    (row,) = found["rows"]
+    assert max(row["lacking"], row["whole"], row["complete"]) <= 3
+    assert 1.5 < row["discount"] < 3
+    assert row["accused"] == 0
+
+
 def test_structural_models_are_judged_without_planted_truths() -> None:
     found = run("scm", parts=("counterfactuals", "root-cause"), kinds=("additive",), seeds=2, rows=400)
     assert set(found["counterfactuals"]) == {"additive"}
