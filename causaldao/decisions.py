@@ -242,16 +242,14 @@ def estimate_effects(
             continue  # `causaldao.estimates` has it
         try:
             estimates = _estimates(spec, pooled, consensus, among)
-        except (
-            DataError,
-            GuaranteeError,
-            NotIdentifiable,
-        ) as error:  # one question without an answer takes nothing from the others
+        except (DataError, GuaranteeError, NotIdentifiable) as error:
+            # one question without an answer takes nothing from the others
             found.append(unanswered(study, spec, error.code))
             continue
         for effect in estimates:
             question = Question(effect.treatment, effect.outcome, effect.adjustment)
-            records = pooled if among is None else among((effect.treatment, effect.outcome, *effect.adjustment))
+            own = among if effect.standard_error else None  # a zero that follows from the graph is of no records
+            records = own((effect.treatment, effect.outcome, *effect.adjustment)) if own else pooled
             withstands = robustness(effect, records.count)
             found.append({
                 **_effect_json(study, effect), **_with_liars(effect, bound_of.get(question)),

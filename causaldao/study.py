@@ -269,6 +269,7 @@ class Study(_Table):
             discovery = {key: kept for key, kept in discovery.items() if key not in _WAVED}
         if not self.environments:
             del value["environments"], discovery["interventions"]
+        value["members"]["may_lack"].sort()  # in whatever order they were written
         if not self.members.may_lack:
             del value["members"]["may_lack"]
         value["discovery"] = {key: kept for key, kept in discovery.items() if key != "restore" or kept}

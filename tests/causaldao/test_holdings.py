@@ -12,7 +12,15 @@ import torch
 from scipy.stats import binom
 
 from causaldao.ballots import cast, recheck
-from causaldao.decisions import among_holders, cautions, decide_pool, decide_proposal, require_held
+from causaldao.decisions import (
+    among_holders,
+    cautions,
+    decide_adoption,
+    decide_pool,
+    decide_proposal,
+    estimate_effects,
+    require_held,
+)
 from causaldao.declared import Declaration, misplaced
 from causaldao.errors import ConfigurationError, GuaranteeError, IdentityError, MisuseError
 from causaldao.holdings import borne, discount, least
@@ -135,6 +143,19 @@ def test_an_effect_that_everybody_can_answer_is_read_from_fewer_records() -> Non
     assert among is not None
     assert decided.evidence.count < among("de").count < among("ab").count
     assert among("ab").count > 8500
+
+
+def test_a_zero_that_follows_from_the_graph_needs_holders() -> None:
+    """e causes d in no graph of the class, and d, a parent of e, leaves no estimate: nobody need have it."""
+    asked = study(effects=[{"treatment": "e", "outcome": "d"}, {"treatment": "d", "outcome": "c", "adjustment": []}])
+    evidence = sites(np.random.default_rng(3), asked, LACKS)
+    decided = _decided(evidence, LACKS, asked)
+    proposal = decide_proposal(asked, decided)
+    consensus = decide_adoption(asked, proposal, {name: cast(proposal, evidence[name]) for name in MEMBERS[5:]}, 5)
+    among = among_holders(asked, evidence, MEMBERS[1:4], 1, LACKS)  # one has d, nobody c and d
+    zero, unanswered = estimate_effects(asked, decided.evidence, consensus, decided.bounds, among)
+    assert (zero["estimate"], zero["graph_implies_zero"]) == (0.0, True)
+    assert unanswered["no_answer"] == "guarantee"
 
 
 def test_too_few_who_have_an_effect_answer_it() -> None:
@@ -333,7 +354,7 @@ def test_a_study_whose_members_lack_nothing_has_another_hash() -> None:
     plain = study(may_lack=())
     assert "may_lack" not in plain.to_json()["members"]
     assert plain.hash == study(members={"n_min": 50, "n_max": 5000, "deadline": 60.0}).hash != STUDY.hash
-    assert Study.from_mapping(STUDY.to_json()).hash == STUDY.hash
+    assert Study.from_mapping(STUDY.to_json()).hash == study(may_lack=("d", "c")).hash == STUDY.hash
 
 
 def test_a_study_does_not_say_how_many_must_have_a_variable() -> None:
