@@ -228,6 +228,16 @@ def test_a_liar_that_says_it_lacks_takes_more_from_the_pool_than_itself(noise: f
         assert torch.allclose(found.evidence.moments, absent.moments, rtol=1e-12)
 
 
+def test_the_only_one_who_has_a_variable_deviates_from_nobody() -> None:
+    evidence = sites(np.random.default_rng(14), STUDY, {})
+    lacks = dict.fromkeys(MEMBERS[1:], ("c",))
+    blank = {name: _without(evidence[name], names) for name, names in lacks.items()}
+    found = pool({**evidence, **blank}, Settings(0, rule="mean", rows=(50, 5000)), lacks)
+    assert max(found.deviations.values()) < found.critical
+    own, pooled = evidence[MEMBERS[0]], found.evidence
+    assert torch.allclose(pooled.moments[3] / pooled.count, own.moments[3] / own.count)
+
+
 def test_who_shares_nothing_with_anybody_comes_near() -> None:
     """Sites that lack all of each other's variables are as far apart as any two are, so withholding gains no place."""
     evidence = sites(np.random.default_rng(8), STUDY, {})
