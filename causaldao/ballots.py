@@ -236,18 +236,23 @@ def cast(
     level: float = 0.01,
     targets: Iterable[str] = (),
     environment: str | None = None,
+    lacks: Iterable[str] = (),
 ) -> Ballot:
     """The ballot that follows from ``own`` evidence and declared knowledge at the study's two-sided test level.
 
     +1 if the own z is significant in the pool's direction; else -1 if it differs significantly from the pool's z;
     else 0. Both tests count the sampling and privacy errors. ``targets`` are the variables that the member's conditions
     act on, declared in the study: there its evidence may differ and contradicts nothing, so -1 becomes 0. A member of
-    an ``environment`` is held against the pool of that alone, and contradicts nothing where there is none.
+    an ``environment`` is held against the pool of that alone, and contradicts nothing where there is none. Of a mark
+    whose test needs a variable that the member ``lacks`` its evidence says nothing: 0.
     """
-    acted_on = frozenset(targets)
+    acted_on, lacking = frozenset(targets), frozenset(lacks)
     critical = NormalDist().inv_cdf(1 - level / 2)
     votes, ties = {}, []
     for mark in proposal.marks:
+        if lacking & {*mark.ends, *mark.given}:
+            votes[mark.key] = _known(mark, knowledge)
+            continue
         vote, near = _vote(mark, own, proposal.reading, knowledge, critical, environment)
         excused = vote < 0 and acted_on & set(mark.nodes) and not _known(mark, knowledge)
         votes[mark.key] = 0 if excused else vote
@@ -262,13 +267,14 @@ def recheck(
     level: float,
     targets: Iterable[str] = (),
     environment: str | None = None,
+    lacks: Iterable[str] = (),
 ) -> tuple[str, ...]:
     """The marks on which a ballot does not follow from the voter's evidence and declared knowledge; () if it does.
 
     A vote on a mark that the check finds within 1e-6 of a threshold is taken as given; which marks the voter lists as
     near-ties decides nothing, or a liar could list them all.
     """
-    expected = cast(proposal, own, ballot.knowledge, level, targets, environment)
+    expected = cast(proposal, own, ballot.knowledge, level, targets, environment, lacks)
     return tuple(
         key for key, vote in expected.votes.items() if ballot.votes[key] != vote and key not in expected.near_ties
     )

@@ -4,8 +4,9 @@ the pure functions that the coordinator runs and an auditor runs again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil, isfinite
 from typing import Any
 
@@ -17,8 +18,9 @@ from causaldao.aggregation import Aggregate, aggregate
 from causaldao.aggregation.rules import by_name, faults_left, require
 from causaldao.ballots import Ballot, Proposal, propose
 from causaldao.consensus import Consensus, ConsensusRule, adopt
-from causaldao.declared import Declaration
+from causaldao.declared import Declaration, lacks_of
 from causaldao.errors import ConfigurationError, DataError, GuaranteeError, NotIdentifiable
+from causaldao.holdings import Lacks, borne, least
 from causaldao.members import quorum
 from causaldao.messages import MAX_REQUEST_BYTES
 from causaldao.models.discovery.evidence import Evidence
@@ -29,13 +31,14 @@ from causaldao.models.graph import CausalGraph
 from causaldao.models.knowledge import Knowledge
 from causaldao.models.scm import LinearSCM, NeuralSCM
 from causaldao.optimisers import FedAdam
-from causaldao.pool import RULES, Pool, Question, Settings, pool
+from causaldao.pool import RULES, Pool, Question, Settings, among, pool
 from causaldao.signing import Tensors, canonical, digest, sha256
 from causaldao.study import EffectSpec, Study
 
 _RULE, _OPTIMISER = "rule", "optimiser."
 MOST_FAULTY = 0.25  # share of members beyond which no rule of ours held its accuracy under strong label skew
 MEASURED_FIT = 50  # variables up to which `causaldao bench wide-fit` measured "moment-fit"
+Among = Callable[[Sequence[str]], Evidence]
 PARAMETERS = ("linear.weight", "linear.bias", "hidden.weight", "hidden.bias", "head.weight", "head.bias")
 
 
@@ -123,6 +126,7 @@ def cautions(study: Study, members: int = 0) -> tuple[str, ...]:
     """What lies within the rules' bounds and yet asks much of them, in words; ``members`` 0: their number is open."""
     faulty, spec = study.consensus.faulty, study.aggregation
     found = [*_feature_cautions(study), *_search_cautions(study), *_environment_cautions(study, members)]
+    found += _lack_cautions(study)
     if study.local:
         found += ballot_bounds.cautions(study.consensus.threshold, faulty, members or least_members(study))
     if not faulty or not study.training.rounds:
@@ -185,16 +189,37 @@ def _search_cautions(study: Study) -> Iterator[str]:
         )
 
 
+def _lack_cautions(study: Study) -> Iterator[str]:
+    if study.members.may_lack:
+        faulty = study.consensus.faulty
+        needed = least(RULES[study.aggregation.pool], faulty)
+        liars = f" A liar may say that it lacks one: to bear that, have {needed + faulty}." if faulty else ""
+        yield (
+            f"Each of {', '.join(study.members.may_lack)}, each two of them, and those of one effect together, must be "
+            f"had by {needed} of the members who answer, or the study ends at the roll call (code 13).{liars}"
+        )
+
+
+def require_held(study: Study, lacks: Lacks, answered: Sequence[str], members: int) -> int:
+    """How many liars are borne in every moment, of those who ``answered``: `holdings.borne` for the study.
+
+    Asked at the roll call, before any evidence: a study that too few can answer ends there, and nothing was spent.
+    """
+    asked = [(question.treatment, question.outcome, *question.adjustment) for question in questions_of(study)]
+    return borne(RULES[study.aggregation.pool], lacks, answered, members, study.consensus.faulty, asked)
+
+
 def decide_pool(
     study: Study, evidence: Mapping[str, Evidence], members: int, declared: Mapping[str, Declaration] | None = None
 ) -> Pool:
     """Pool the evidence of those of ``members`` who gave it, by the study's rule, fault bound, clamp and level; where
-    members ``declared`` environments, within each.
+    members ``declared`` environments, within each, and where they lack variables, entry by entry among those who have
+    them.
 
     Raises
     ------
     GuaranteeError
-        too few members gave evidence, or too few whose environment can be compared.
+        too few members gave evidence, or too few whose environment can be compared, or who have a variable.
     """
     if study.environments:
         said = {name: (declared or {})[name] for name in evidence}
@@ -202,7 +227,9 @@ def decide_pool(
         settings = _pool_settings(study, study.consensus.faulty)
         return conditions.pool_declared(study, settings, evidence, said, members)
     faulty = faults_left(RULES[study.aggregation.pool], members, study.consensus.faulty, len(evidence))
-    return pool(evidence, _pool_settings(study, faulty))
+    lacks = lacks_of(declared or {})
+    held = require_held(study, lacks, sorted(evidence), members)
+    return pool(evidence, _pool_settings(study, min(faulty, held)), lacks)
 
 
 def decide_comparison(study: Study, declared: Mapping[str, Declaration], members: int) -> None:
@@ -238,6 +265,18 @@ def _pool_settings(study: Study, faulty: int) -> Settings:
         level=study.consensus.level,
         questions=questions_of(study),
     )
+
+
+def among_holders(
+    study: Study, evidence: Mapping[str, Evidence], kept: Sequence[str], faulty: int, lacks: Lacks
+) -> Among | None:
+    """The evidence of some variables, pooled of those of the ``kept`` who have all of them; None if nobody lacks any.
+
+    Effects are read from it: they are of whole records then, and their errors those of as many.
+    """
+    if not any(lacks.values()):
+        return None
+    return partial(among, evidence, lacks, kept, _pool_settings(study, faulty))
 
 
 def decide_proposal(study: Study, pooled: Pool) -> Proposal:
@@ -288,15 +327,19 @@ def decide_adoption(study: Study, proposal: Proposal, ballots: Mapping[str, Ball
 
 
 def estimate_effects(
-    study: Study, pooled: Evidence, consensus: Consensus, bounds: Sequence[float | None],
+    study: Study,
+    pooled: Evidence,
+    consensus: Consensus,
+    bounds: Sequence[float | None],
+    among: Among | None = None,
     asked: Sequence[EffectSpec] | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """The study's effects of method "moments" from the pooled evidence, in natural units; no further privacy is spent.
 
     With ``adjustment = "auto"`` the adopted pattern is asked; if its graphs disagree, each of their values is listed.
     ``bound`` is how far f unaccused liars can have moved the estimate, and ``interval_with_liars`` the interval widened
-    by it at both ends: it holds whether or not they lie. ``asked`` are those of the study's effects to estimate; None:
-    all.
+    by it at both ends: it holds whether or not they lie. ``among`` gives the evidence of those who have some variables,
+    where members lack any (`among_holders`). ``asked`` are those of the study's effects to estimate; None: all.
     """
     bound_of = dict(zip(questions_of(study), bounds, strict=False))
     found = []
@@ -304,13 +347,16 @@ def estimate_effects(
         if spec.method != "moments":
             continue  # `causaldao.estimates` has it
         try:
-            estimates = _estimates(spec, pooled, consensus)
-        except (DataError, NotIdentifiable) as error:  # one question without an answer takes nothing from the others
+            estimates = _estimates(spec, pooled, consensus, among)
+        except (DataError, GuaranteeError, NotIdentifiable) as error:
+            # one question without an answer takes nothing from the others
             found.append(unanswered(study, spec, error.code))
             continue
         for effect in estimates:
             question = Question(effect.treatment, effect.outcome, effect.adjustment)
-            withstands = robustness(effect, pooled.count)
+            own = among if effect.standard_error else None  # a zero that follows from the graph is of no records
+            records = own((effect.treatment, effect.outcome, *effect.adjustment)) if own else pooled
+            withstands = robustness(effect, records.count)
             found.append({
                 **_effect_json(study, effect), **_with_liars(effect, bound_of.get(question)),
                 "robustness": None if withstands is None else list(withstands),
@@ -323,13 +369,23 @@ def _with_liars(effect: Effect, bound: float | None) -> dict[str, Any]:
     return {"bound": bound, "interval_with_liars": None if bound is None else [low - bound, high + bound]}
 
 
-def _estimates(spec: EffectSpec, pooled: Evidence, consensus: Consensus) -> tuple[Effect, ...]:
+def _estimates(spec: EffectSpec, pooled: Evidence, consensus: Consensus, among: Among | None) -> tuple[Effect, ...]:
     if spec.adjustment != "auto":
-        return (average_effect(pooled, spec.treatment, spec.outcome, spec.adjustment),)
+        asked = pooled if among is None else among((spec.treatment, spec.outcome, *spec.adjustment))
+        return (average_effect(asked, spec.treatment, spec.outcome, spec.adjustment),)
     found = effect_set(pooled, consensus.pattern, spec.treatment, spec.outcome)
     if len(found) == 1 and found[0].implied:  # no graph of the class has a causal path
-        return (doubted(found[0], pooled, consensus.dag),)
-    return found
+        found = (doubted(found[0], pooled, consensus.dag),)
+    return found if among is None else tuple(_of_holders(effect, among) for effect in found)
+
+
+def _of_holders(effect: Effect, among: Among) -> Effect:
+    """An effect again, from the evidence of those who have all its variables; a zero that was not estimated stays."""
+    if effect.implied and not effect.standard_error:
+        return effect
+    own = among((effect.treatment, effect.outcome, *effect.adjustment))
+    again = average_effect(own, effect.treatment, effect.outcome, effect.adjustment, effect.level)
+    return replace(again, implied=effect.implied)
 
 
 def unanswered(study: Study, spec: EffectSpec, code: str) -> dict[str, Any]:

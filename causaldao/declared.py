@@ -7,11 +7,12 @@ having seen what others released.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from causaldao.errors import IdentityError
+from causaldao.models.discovery.evidence import Dictionary, Evidence, FeatureRows
 from causaldao.study import Study
 
 
@@ -49,6 +50,8 @@ class Declaration:
             raise IdentityError(
                 f"A member may lack {', '.join(sorted(may))}, each named once, in order; an approval says otherwise."
             )
+        if set(lacks) == set(study.names):
+            raise IdentityError("A member that lacks every variable of a study has no part in it.")
         return Declaration(environment, tuple(lacks))
 
     def targets(self, study: Study) -> frozenset[str]:
@@ -67,7 +70,33 @@ class Declaration:
 
     def voting(self, study: Study) -> dict[str, Any]:
         """What `ballots.cast` and `recheck` are told of the member: the same by node, coordinator and audit."""
-        return {"targets": self.targets(study), "environment": self.environment} if study.environments else {}
+        told: dict[str, Any] = {"lacks": self.lacks} if self.lacks else {}
+        if study.environments:
+            told |= {"targets": self.targets(study), "environment": self.environment}
+        return told
+
+
+def held(rows: FeatureRows, lacks: Collection[str]) -> FeatureRows:
+    """The public map of the records of somebody who lacks variables: what is left of the row is no longer than before.
+
+    Only maps of numbers lose variables: a study of features lets nobody lack one.
+    """
+    if not lacks or not isinstance(rows, Dictionary):
+        return rows
+    kept = tuple(variable for variable in rows.variables if variable.name not in lacks)
+    return Dictionary(kept, min(rows.clip, len(kept) + 1.0), rows.lattice)
+
+
+def misplaced(evidence: Evidence, lacks: Collection[str]) -> tuple[str, ...]:
+    """The variables that a member said it lacks, and of which its evidence says something all the same."""
+    return tuple(
+        name for name in sorted(lacks) if bool(evidence.moments[[c + 1 for c in evidence.columns(name)]].any())
+    )
+
+
+def lacks_of(declared: Mapping[str, Declaration]) -> dict[str, tuple[str, ...]]:
+    """What each member said it does not have; those who lack nothing left out."""
+    return {name: said.lacks for name, said in declared.items() if said.lacks}
 
 
 def expected(study: Study) -> dict[str, type]:

@@ -148,7 +148,14 @@ def compare(site: SiteDictionary, study: Study) -> list[str]:
     """Everything in which a member's dictionary does not fit a study, in words; empty if it fits."""
     if not site.variables:
         return [f"{site.member} maps no variables, so only its own dry run can tell whether its columns fit."]
-    return [str(mismatch) for mismatch in mismatches(site.variables, study.encoding)]
+    found = mismatches(site.variables, study.encoding)
+    may = set(study.members.may_lack)
+    return [
+        f"variable {one.variable!r}: not offered; the study lets a member lack it, and its node.toml must say so"
+        if one.what == "missing" and one.variable in may
+        else str(one)
+        for one in found
+    ]
 
 
 def mismatches(offered: Iterable[Offered], dictionary: FeatureRows) -> list[Mismatch]:

@@ -37,6 +37,7 @@ WAVES, WIDTH, SEED = 8, 0.25, 0  # of the Fourier map, by default
 _WAVED = ("waves", "width", "seed")
 SETTINGS = ("rate", "momentum", "second", "floor")  # of a server optimiser
 _DIGITS, _MOST_POOLED = 24, 3 << 20  # bytes of a number in JSON, and of a pool's entry that leave room for the rest
+MOST_TO_LACK = 60  # variables of a study whose members may lack some: what its pool is worth takes their sixth power
 ROBUST = ("method", "estimand", "overlap", "clip", "spread")  # keys of an effect that stand in no study without "aipw"
 
 
@@ -270,6 +271,7 @@ class Study(_Table):
             discovery = {key: kept for key, kept in discovery.items() if key not in _WAVED}
         if not self.environments:
             del value["environments"], discovery["interventions"]
+        value["members"]["may_lack"].sort()  # in whatever order they were written
         if not self.members.may_lack:
             del value["members"]["may_lack"]
         value["discovery"] = {key: kept for key, kept in discovery.items() if key != "restore" or kept}
@@ -517,6 +519,11 @@ def _declaration_faults(study: Study) -> list[str]:
     if not asked:
         return []
     what, faults = " and ".join(asked), []
+    if study.local:
+        faults.append(
+            f'{what}: they say how members\' evidence is compared, and with discovery.evidence = "local" none is: leave '
+            'them out, or take discovery.evidence = "shared"'
+        )
     if len(asked) == 2:
         faults.append(f"{what}: a study has one or the other; ask two studies, or only members who have every variable")
     if study.discovery.features != "identity":
@@ -530,6 +537,28 @@ def _declaration_faults(study: Study) -> list[str]:
         )
     if study.robust_effects:
         faults.append(f'{what}: an effect of method "aipw" takes all members\' records for alike: take "moments"')
+    return [*faults, *_lack_faults(study)] if study.members.may_lack else faults
+
+
+def _lack_faults(study: Study) -> list[str]:
+    may, faults = study.members.may_lack, []
+    if twice := sorted({name for name in may if may.count(name) > 1}):
+        faults.append(f"members.may_lack: {twice} are named twice")
+    if study.aggregation.pool == "sieve":
+        faults.append(
+            "members.may_lack: aggregation.pool 'sieve' compares whole matrices of evidence, which members who lack "
+            "something do not have: take multi-krum"
+        )
+    if study.discovery.clip is not None and study.discovery.clip < len(study.variables) + 1:
+        faults.append(
+            "members.may_lack: records without a variable are shorter, so that a clip takes less of them and they are "
+            "not like the others: leave discovery.clip out"
+        )
+    if len(study.variables) > MOST_TO_LACK:
+        faults.append(
+            f"members.may_lack: what the pool is worth is computed for {MOST_TO_LACK} variables at most, and the study "
+            f"has {len(study.variables)}: take fewer, or invite only members who have every variable"
+        )
     return faults
 
 

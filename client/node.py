@@ -36,7 +36,7 @@ from causaldao.client.privacy.noise import NoiseSource
 from causaldao.client.privacy.release import release_evidence
 from causaldao.client.receipts import Receipts
 from causaldao.client.training import Momentum, averaged, evaluate, train
-from causaldao.declared import Declaration
+from causaldao.declared import Declaration, expected, held
 from causaldao.errors import BudgetError, CausalDAOError, ConfigurationError, DataError, IdentityError, RefusedError
 from causaldao.estimates import of_member
 from causaldao.graph_ballots import GraphBallot, abstention, ballot_from, known
@@ -98,7 +98,7 @@ class Node:
 
     def rows(self, study: Study) -> Table:
         """The rows as the study's variables: the owner's mapping applied."""
-        return apply(self.table, self.config.mapping, study.encoding)
+        return apply(self.table, self.config.mapping, held(study.encoding, self._said(study).lacks))
 
     @cached_property
     def knowledge(self) -> Knowledge:
@@ -175,7 +175,8 @@ class Node:
             raise DataError(
                 f"The mapping in node.toml does not fit study {study.name!r}:", problems=tuple(unfit.values())
             )
-        conform(apply(head, self.config.mapping, study.encoding), study.encoding)
+        wanted = held(study.encoding, declaration(self.config, study).lacks)
+        conform(apply(head, self.config.mapping, wanted), wanted)
         require_budget(self.config, self.folder, study)
         if study.local:
             known(study, self.knowledge)
@@ -196,7 +197,8 @@ class Node:
 
         def draw() -> bytes:
             noise = self._noise(study, request)
-            moments = release_evidence(self.rows(study), study.encoding, spending.sigma, noise)
+            lacks = self._said(study).lacks
+            moments = release_evidence(self.rows(study), study.encoding, spending.sigma, noise, lacks)
             return self.reply(request, {"noise": noise.kind}, {"moments": moments})
 
         return self._release(study, request, base, spending.evidence, draw)
@@ -209,7 +211,7 @@ class Node:
         proposal = _proposal(request.body["proposal"], study)
         released = self._own(study).tensors["moments"]
         own = Evidence.from_release(released, study.encoding, plan(study).sigma)
-        said = self._declared(study).voting(study)
+        said = self._said(study).voting(study)
         ballot: Ballot = cast(proposal, own, self.knowledge, study.consensus.level, **said)
         return self.reply(request, ballot.to_json(), {})
 
@@ -342,11 +344,13 @@ class Node:
             raise RefusedError("No evidence was released in this study: there is nothing to say in it from.")
         return Parcel.unpack(stored)
 
-    def _declared(self, study: Study) -> Declaration:
-        """What this node's approval said of its rows, whatever its file says by now."""
+    def _said(self, study: Study) -> Declaration:
+        """What this node declared at the roll call: its file may say something else by now."""
+        if not expected(study):
+            return Declaration()
         stored = self.answers.reply(Slot(study.hash, 0, "rollcall"))
         if stored is None:
-            raise RefusedError("This node was not at the study's roll call: it declared nothing to vote by.")
+            raise RefusedError("This node was not at the study's roll call: it answers nothing else first.")
         return Declaration.from_json(study, peek(Parcel.unpack(stored).envelope).body)
 
     def _members(self, study: str) -> Roster:
@@ -454,32 +458,69 @@ def declaration(config: NodeConfig, study: Study) -> Declaration:
             f"{', '.join(known)}. Write under [environments] {study.name} = {known[0]!r}, or whichever of them these "
             "records were gathered under."
         )
-    lacks = sorted(set(config.lacks) & set(study.members.may_lack))
-    return Declaration(environment if study.environments else "", tuple(lacks))
+    lacks = declared_lacks(config, study)
+    if set(lacks) == set(study.names):
+        raise ConfigurationError(
+            f"lacks: these records have none of the variables of study {study.name!r}: do not take part in it, or take "
+            "out of the list in node.toml what they have."
+        )
+    return Declaration(environment if study.environments else "", lacks)
 
 
 def study_mismatches(config: NodeConfig, study: Study) -> tuple[str, ...]:
     """Where the mapping in the node's file does not fit a study, in words; no row is read."""
-    return tuple(str(mismatch) for mismatch in mismatches(config.mapping, study.encoding))
+    wanted = held(study.encoding, declared_lacks(config, study))
+    found = mismatches(config.mapping, wanted)
+    return tuple(str(one) + (_or_lack(config, study, one.variable) if one.what == "missing" else "") for one in found)
+
+
+def declared_lacks(config: NodeConfig, study: Study) -> tuple[str, ...]:
+    """The variables of a study that the node's file says these records do not have, as far as the study allows it."""
+    return tuple(sorted(set(config.lacks) & set(study.members.may_lack)))
+
+
+def _or_lack(config: NodeConfig, study: Study, name: str) -> str:
+    """The other remedy for a variable that is not there."""
+    if name in study.members.may_lack:
+        return f' If these records do not have it, add it to the list in node.toml: lacks = ["{name}"].'
+    return " node.toml says that it is lacking, which this study does not allow." if name in config.lacks else ""
 
 
 def _unfit(config: NodeConfig, table: Table, study: Study) -> dict[tuple[str, str], str]:
     """What is wrong with the mapping, by variable and kind of fault; columns only, no record."""
-    found = {(m.variable, m.what): str(m) for m in mismatches(config.mapping, study.encoding)}
-    absent = faults(list(table.columns), config.mapping, study.encoding)
-    return {**found, **{(name, "missing"): text for name, text in absent.items()}}
+    wanted = held(study.encoding, declared_lacks(config, study))
+    found = {(m.variable, m.what): str(m) for m in mismatches(config.mapping, wanted)}
+    absent = {(name, "missing"): text for name, text in faults(list(table.columns), config.mapping, wanted).items()}
+    return {
+        (name, what): text + (_or_lack(config, study, name) if what == "missing" else "")
+        for (name, what), text in {**found, **absent}.items()
+    }
+
+
+def _unread(config: NodeConfig, table: Table, study: Study) -> list[str]:
+    """Columns that the node's file says are lacking, and that are there."""
+    columns = {name: config.mapping[name].column if name in config.mapping else name for name in study.names}
+    there = [name for name in declared_lacks(config, study) if columns[name] in table.columns]
+    return [
+        f"warning: column {columns[name]!r} is there, but lacks in node.toml names {name!r}: it is not read. Take it "
+        "out of the list to give it."
+        for name in there
+    ]
 
 
 def _require_fit(config: NodeConfig, table: Table, study: Study) -> list[str]:
     unfit = _unfit(config, table, study)
     missing = {name for name, what in unfit if what == "missing"}  # said once is enough
+    wanted = held(study.encoding, declared_lacks(config, study))
     problems = [
-        problem
-        for problem in check(apply(table, config.mapping, study.encoding), study.encoding)
+        replace(problem, remedy=problem.remedy + _or_lack(config, study, problem.column))
+        if problem.column not in table.columns
+        else problem
+        for problem in check(apply(table, config.mapping, wanted), wanted)
         if problem.column not in missing
     ]
     errors = len(unfit) + sum(not problem.warning for problem in problems)
-    texts = [*unfit.values(), *map(str, problems)]
+    texts = [*unfit.values(), *map(str, problems), *_unread(config, table, study)]
     if errors:
         raise DataError(
             f"The data do not fit the study's dictionary: {errors} problem(s). Mend them and run the check again.",

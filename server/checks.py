@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from causaldao.ballots import Ballot, Proposal, recheck
-from causaldao.declared import Declaration, expected
+from causaldao.declared import Declaration, expected, misplaced
 from causaldao.errors import IdentityError
 from causaldao.estimates import Functions, of_member
 from causaldao.graph_ballots import GraphBallot
@@ -46,6 +46,8 @@ def evidence(book: Book) -> Check:
         found, most = book.evidence_of(parcel.tensors["moments"]), _MOST * book.study.members.n_max
         if found.count > most:
             raise IdentityError(f"The evidence claims {found.count:.4g} records, over {_MOST} times the study's n_max.")
+        if said := misplaced(found, book.lacks.get(statement.member, ())):
+            raise IdentityError(f"The evidence has moments of {names_of(said)}, which its member said it lacks.")
         encoding = book.study.encoding
         if isinstance(encoding, FeatureMap) and (wrong := encoding.impossible(found)):
             raise IdentityError(f"The evidence is none that the study's features make: {wrong}.")

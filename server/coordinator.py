@@ -28,7 +28,9 @@ from causaldao.ballots import Ballot, Proposal
 from causaldao.budget import Spend, epsilon_of, plan
 from causaldao.conditions import read_for_effects
 from causaldao.decisions import (
+    Among,
     Learnt,
+    among_holders,
     answers_needed,
     decide_adoption,
     decide_comparison,
@@ -40,10 +42,11 @@ from causaldao.decisions import (
     evidence_of_answers,
     first_model,
     graphs_needed,
+    require_held,
     require_members,
     update_size,
 )
-from causaldao.declared import Declaration, expected
+from causaldao.declared import Declaration, expected, lacks_of
 from causaldao.errors import (
     CausalDAOError,
     ConfigurationError,
@@ -205,6 +208,7 @@ class Coordinator:
             said = {name: Declaration.from_json(self.study, accepted[name].statement.body) for name in present}
             decide_comparison(self.study, said, len(self.roster.members))  # before any privacy is spent
             self.state.declared = {name: one.to_json(self.study) for name, one in said.items()}
+            require_held(self.study, lacks_of(said), present, len(self.roster.members))
         approvals = [{"member": name, "envelope": accepted[name].parcel.envelope.decode()} for name in present]
         approved = self._book.transition("approved", {"approvals": approvals})
         self._book.commit("roll-call", [approved, self._book.transition("roll-call", {"present": present})])
@@ -276,7 +280,7 @@ class Coordinator:
         consensus = decide_adoption(self.study, proposal, ballots, len(self.state.present))
         self.state.consensus = consensus.to_json()
         answers, bounds = self._answers
-        self.state.effects = estimate_effects(self.study, answers, consensus, bounds)
+        self.state.effects = estimate_effects(self.study, answers, consensus, bounds, self._among_holders)
         self.progress(
             Event("adopt", f"{len(consensus.pattern.edges)} edges, {len(consensus.contested)} marks contested", 1, 1)
         )
@@ -477,6 +481,11 @@ class Coordinator:
         own = {name: Evidence.from_json(one["evidence"]) for name, one in pool.get("environments", {}).items()}
         pooled = read_for_effects(self.study, own, Evidence.from_json(pool["evidence"]))
         return evidence_of_answers(self.study, pooled, tuple(self.state.pool["bounds"]), self._proposal.reading)
+
+    @property
+    def _among_holders(self) -> Among | None:
+        pool = self.state.pool
+        return among_holders(self.study, self._book.evidence(), pool["kept"], pool["faulty"], pool.get("lacks", {}))
 
     def _first_model(self) -> NeuralSCM:
         return first_model(self.study, self._answers[0], CausalGraph.from_json(self.state.consensus["dag"]))

@@ -285,6 +285,12 @@ class Book:
             found[str(record.body["member"])] = (str(record.body["envelope"]), triangle)
         return found
 
+    @property
+    def lacks(self) -> dict[str, tuple[str, ...]]:
+        """What each member said at the roll call that it does not have; those who lack nothing left out."""
+        said = {name: tuple(one.get("lacks", ())) for name, one in self.state.declared.items()}
+        return {name: lacking for name, lacking in said.items() if lacking}
+
     def evidence_of(self, triangle: Any) -> Evidence:
         """The evidence in a released upper triangle."""
         return Evidence.from_release(triangle, self.study.encoding, plan(self.study).sigma)

@@ -55,6 +55,7 @@ def render(result: Mapping[str, Any], graph_svg: str, *, explore: bool = False) 
         counted=[m for m in result["members"] if m["status"] == "ok"],
         others=[m for m in result["members"] if m["status"] != "ok"],
         states=_STATES,
+        lacking=any(member.get("lacks") for member in result["members"]),
         by_sums=_accused_by_sums(result),
         aside=_set_aside(whole["pool"]),
         arrows=(result.get("graph") or {}).get("arrows", ()),

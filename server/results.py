@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from causaldao.conditions import observing
 from causaldao.decisions import supporters
 from causaldao.files import write_text
@@ -18,6 +20,7 @@ from causaldao.ledger.bundle import export
 from causaldao.ledger.log import Log
 from causaldao.ledger.note import with_cosignatures
 from causaldao.messages import names_of
+from causaldao.models.discovery.evidence import Evidence
 from causaldao.models.graph import CausalGraph
 from causaldao.pictures.page import page
 from causaldao.pictures.svg import draw
@@ -186,8 +189,11 @@ def _member(name: str, state: State, abstained: Mapping[str, str]) -> dict[str, 
     if name in abstained:
         reason += f"{'; ' if reason else ''}its ballot abstains: its noisy moments bore no graph ({abstained[name]})"
     count = pool["counts"].get(name)
-    found = {"name": name, "noisy_count": None if count is None else round(count, 1), "status": status}
-    return {**found, "reason": reason, **({"environment": environment} if environment else {})}
+    return {
+        "name": name, "noisy_count": None if count is None else round(count, 1), "status": status, "reason": reason,
+        **({"environment": environment} if environment else {}),
+        **({"lacks": said["lacks"]} if "lacks" in said else {}),
+    }  # fmt: skip
 
 
 def _local_warnings(study: Study, state: State, graphs: Collection[str], abstained: Mapping[str, str]) -> list[str]:
@@ -259,6 +265,8 @@ def _warnings(study: Study, state: State) -> list[str]:
             f"The evidence is of features ({study.discovery.features}). A ballot speaks of the direction in which the "
             "pool sees most of a dependence."
         )
+    if "discount" in state.pool:
+        warnings += _lack_warnings(state)
     if state.consensus["stands"]:
         warnings.append(
             "What the votes left had no causal order, so the proposal stands; what was opposed is contested."
@@ -275,5 +283,28 @@ def _warnings(study: Study, state: State) -> list[str]:
         warnings.append(
             "The adopted graph has no causal path for an effect that was asked for. The number is what the evidence "
             "gives; the graph may lack an edge for want of data or because of the noise."
+        )
+    return warnings
+
+
+def _lack_warnings(state: State) -> list[str]:
+    """What it costs that members lack variables."""
+    pool = state.pool
+    lacking = sorted({name for names in pool["lacks"].values() for name in names})
+    warnings = [
+        f"Not every member has {', '.join(lacking)}. For the graph the pool counts as {1 / pool['discount']:.0%} of "
+        "the records that it would be worth if they had: weak edges may be missing. Each effect is read from those who "
+        "have all its variables."
+    ]
+    if len(pool["used"]) < len(pool["kept"]):
+        warnings.append(
+            f"The graph is of the records of {', '.join(pool['used'])}, who lack nothing: alone they are worth more "
+            "than moments of all members together."
+        )
+    least = float(torch.linalg.eigvalsh(Evidence.from_json(pool["evidence"]).covariance())[0])
+    if least <= 0:
+        warnings.append(
+            f"Moments of different members together are no covariance here (least eigenvalue {least:.2g}): the search "
+            "passed over parents and tests under which no variance is left, and the graph may be wrong for it."
         )
     return warnings

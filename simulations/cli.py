@@ -101,6 +101,7 @@ def bench(
             "continuous: NOTEARS and DAGMA, raw and standardised. "
             "nonlinear: features beside numbers, for curved and mixed mechanisms. "
             "federated-features: whole decisions of ten members on features. "
+            "lacking: graphs where members lack variables. "
             "scm: structural models beside dowhy's gcm, and planted counterfactuals and root causes."
         ),
     ],

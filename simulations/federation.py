@@ -244,6 +244,8 @@ def _pooled(study: Study, frames: Sequence[pd.DataFrame], effect: Mapping[str, A
     frame = pd.concat(frames, ignore_index=True)
     columns: dict[str, Any] = {}
     adjustment: list[str] = []
+    if study.members.may_lack:  # the rows of those who have all of it
+        frame = frame.dropna(subset=[effect["treatment"], effect["outcome"], *effect["adjustment"]])
     for name in [effect["treatment"], effect["outcome"], *effect["adjustment"]]:
         variable = study.variable(name)
         if variable.kind == "categorical":

@@ -14,11 +14,13 @@ from causaldao.ballots import Ballot, Proposal
 from causaldao.budget import plan
 from causaldao.conditions import read_for_effects
 from causaldao.decisions import (
+    Among,
     Learnt,
+    among_holders,
     decide_pool,
     evidence_of_answers,
 )
-from causaldao.declared import Declaration, expected
+from causaldao.declared import Declaration, expected, lacks_of
 from causaldao.errors import CausalDAOError, Finding
 from causaldao.ledger.verify import Line, Report
 from causaldao.models.discovery.evidence import Evidence
@@ -154,9 +156,19 @@ class Case:
         said = [] if line is None else [peek(one["envelope"].encode()) for one in line.body["approvals"]]
         return {one.member: Declaration.from_json(self.given, one.body) for one in said}
 
+    @property
+    def lacks(self) -> dict[str, tuple[str, ...]]:
+        """What each member said at the roll call that it does not have."""
+        return lacks_of(self.declared)
+
     @cached_property
     def pool(self) -> Pool:
         return decide_pool(self.given, self.evidence, len(self.members), self.declared)
+
+    @cached_property
+    def among_holders(self) -> Among | None:
+        """What effects are read from where members lack variables."""
+        return among_holders(self.given, self.evidence, self.pool.kept, self.pool.faulty, self.pool.lacks)
 
     @cached_property
     def answers(self) -> tuple[Evidence, tuple[float | None, ...]]:

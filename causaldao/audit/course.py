@@ -13,7 +13,9 @@ from causaldao.decisions import (
     answers_needed,
     effects_needed,
     graphs_needed,
+    require_held,
 )
+from causaldao.errors import GuaranteeError
 from causaldao.ledger.verify import Line
 from causaldao.signing import peek
 from causaldao.study import Study
@@ -111,6 +113,10 @@ def people(case: Case, result: Audit) -> None:
         result.faults.append(Fault(called.index, what))
     voted = case.one("study.ballots")
     _enough(case, result, "rollcall", 0, called, set(present), set(case.members))
+    try:
+        require_held(case.given, case.lacks, present, len(case.members))
+    except GuaranteeError as error:
+        result.faults.append(Fault(called.index, f"the study went on, and should have ended there: {error}"))
     allowed = set(present)
     for kind, round, decided in _answered(case):
         words = case.words(kind, round)

@@ -63,7 +63,7 @@ def told(case: Case, found: Standing) -> dict[str, Any]:
     for spec in asked:
         question = {"treatment": spec.treatment, "outcome": spec.outcome}
         old = [effect for effect in found.effects if all(effect[name] == question[name] for name in question)]
-        new = estimate_effects(case.given, case.answers[0], consensus, case.answers[1], [spec])
+        new = estimate_effects(case.given, case.answers[0], consensus, case.answers[1], case.among_holders, [spec])
         effects.append({**question, "adopted": old, "edited": new, "note": RESTS})
     return {**found.to_json(), "effects": effects}
 

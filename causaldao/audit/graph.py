@@ -14,7 +14,7 @@ from causaldao.decisions import (
     decide_proposal,
     estimate_effects,
 )
-from causaldao.declared import Declaration
+from causaldao.declared import Declaration, misplaced
 from causaldao.errors import CausalDAOError
 from causaldao.graph_ballots import GraphBallot, decide_local_adoption
 from causaldao.ledger.verify import Line
@@ -34,6 +34,11 @@ def pool(case: Case, result: Audit) -> None:
     result.checked.append(f"pool of {len(given)} members' evidence{within if case.given.environments else ''}")
     if wrong:
         result.faults.append(Fault(line.index, f"the pool does not follow from the evidence: {wrong}"))
+    for member, lacks in case.lacks.items():
+        if member in case.evidence and (there := misplaced(case.evidence[member], lacks)):
+            index = case.words("evidence")[member][0].index
+            what = f"the evidence of {member} has moments of {', '.join(there)}, which it said it lacks"
+            result.faults.append(Fault(index, what))
     encoding = case.given.encoding
     if isinstance(encoding, FeatureMap):
         for member, (spoken, _) in case.words("evidence").items():
@@ -100,7 +105,7 @@ def adoption(case: Case, result: Audit) -> None:
     if line is None or called is None or case.given.local or case.proposal is None:
         return
     consensus = _recorded_or_first(line.body["consensus"], _adoptions(case, line, len(called.body["present"])))
-    effects = estimate_effects(case.given, case.answers[0], consensus, case.answers[1])
+    effects = estimate_effects(case.given, case.answers[0], consensus, case.answers[1], case.among_holders)
     result.checked.append("adoption by the ballots, and the effects")
     case.last = line.index
     wrong = differences(line.body["consensus"], consensus.to_json())

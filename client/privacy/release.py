@@ -10,6 +10,7 @@ least significant bits for differential privacy", CCS 2012).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fractions import Fraction
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from causaldao.client.data.checks import conform
 from causaldao.client.privacy.noise import NoiseSource
+from causaldao.declared import held
 from causaldao.errors import GuaranteeError, MisuseError
 from causaldao.models.discovery.evidence import Dictionary, FeatureRows, columns_of
 from causaldao.models.summaries import Nuisances, exact_sums
@@ -26,7 +28,11 @@ _EXACT = 1 << 53  # float64 adds and multiplies integers exactly up to here
 
 
 def release_evidence(
-    frame: pd.DataFrame, dictionary: FeatureRows, sigma: int, noise: NoiseSource | None = None
+    frame: pd.DataFrame,
+    dictionary: FeatureRows,
+    sigma: int,
+    noise: NoiseSource | None = None,
+    lacks: Collection[str] = (),
 ) -> NDArray[np.int64]:
     """The noisy upper triangle of M, row-major with the diagonal: int64 `(p(p+1)/2,)`, with p the features and 1.
 
@@ -34,13 +40,22 @@ def release_evidence(
     of the operating system's entropy. The shape depends on the dictionary alone, and no single record can
     make the release fail: values outside the bounds, missing or unreadable are mapped into them
     (`conform`). A missing column is a DataError.
+
+    A variable that the institution ``lacks`` is not read. The rest of a record is a shorter row, so the sensitivity
+    holds; the entries of that variable are exactly 0, with no noise on them, for they are a public function of what was
+    declared before: nothing of a record is in them.
     """
     if sigma < 1:
         raise MisuseError(f"Expected sigma = {sigma} >= 1 lattice unit: evidence is never released without noise.")
     p = columns_of(dictionary) + 1
     upper = np.triu_indices(p)
-    moments = exact_moments(frame, dictionary)[upper]
-    return moments + _symmetric_noise(p, sigma, noise or NoiseSource.from_os())[upper]
+    drawn = _symmetric_noise(p, sigma, noise or NoiseSource.from_os())
+    if not lacks:
+        return exact_moments(frame, dictionary)[upper] + drawn[upper]
+    there = np.flatnonzero([True, *(name not in lacks for name in dictionary.names)])
+    block, released = np.ix_(there, there), np.zeros((p, p), dtype=np.int64)
+    released[block] = exact_moments(frame, held(dictionary, lacks)) + drawn[block]
+    return released[upper]
 
 
 def release_summary(

@@ -25,6 +25,7 @@ NAMES = (
     "networks",
     "nonlinear",
     "federated-features",
+    "lacking",
     "continuous",
     "federated",
     "wide-fit",

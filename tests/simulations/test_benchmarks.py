@@ -268,6 +268,14 @@ def test_a_wide_search_is_judged_by_another_pool_or_goes_on_for_ever() -> None:
     assert (setting["d"], setting["over_limit"], setting["methods"]) == (4, 1, {})
 
 
+def test_lacking_members_are_not_measured_beside_the_whole() -> None:
+    found = run("lacking", seeds=1, records=(300,), epsilons=(60.0,))
+    (row,) = found["rows"]
+    assert max(row["lacking"], row["whole"], row["complete"]) <= 3
+    assert 1.5 < row["discount"] < 3
+    assert row["accused"] == 0
+
+
 def test_structural_models_are_judged_without_planted_truths() -> None:
     found = run("scm", parts=("counterfactuals", "root-cause"), kinds=("additive",), seeds=2, rows=400)
     assert set(found["counterfactuals"]) == {"additive"}
