@@ -521,8 +521,8 @@ def _declaration_faults(study: Study) -> list[str]:
     what, faults = " and ".join(asked), []
     if study.local:
         faults.append(
-            f'{what}: they say how members\' evidence is compared, and with discovery.evidence = "local" none is: leave '
-            'them out, or take discovery.evidence = "shared"'
+            f'{what}: they say how members\' evidence is compared, and with discovery.evidence = "local" none is: '
+            'leave them out, or take discovery.evidence = "shared"'
         )
     if len(asked) == 2:
         faults.append(f"{what}: a study has one or the other; ask two studies, or only members who have every variable")
