@@ -179,6 +179,9 @@ def _approvals(case: Case, result: Audit) -> list[str]:
             result.faults.append(
                 Fault(case.last, f"the approval of {approval['member']} is not a word of its on this study")
             )
+        if said.member in present:  # counted twice it would raise what it takes to oppose, and who has a variable
+            result.faults.append(Fault(case.last, f"{said.member} approves the study twice"))
+            continue
         present.append(said.member)
     return sorted(present)
 
