@@ -114,7 +114,7 @@ def test_a_node_votes_by_what_its_file_says_by_now(case: Case) -> None:
     """It declared its environment once, in its approval: a file that was altered since would spoil its ballot."""
     node = open_node(case.folder / "nodes" / "held-b-0")
     node.config = node.config.model_copy(update={"environments": {"chain": "plain"}})
-    assert node._declared(ASKED).voting(ASKED) == {"environment": "held-b", "targets": {"b"}}
+    assert node._said(ASKED).voting(ASKED) == {"environment": "held-b", "targets": {"b"}}
 
 
 def _record(entry: dict[str, Any], changed: Pool) -> tuple[int, tuple[str, ...]]:
