@@ -352,7 +352,7 @@ def _problems(source: str, fault: Any) -> list[str]:
     if fault["type"] == "extra_forbidden":
         return [f"{source}: {where}: unknown key; check the spelling against docs/studies.md"]
     given = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool) else ""
-    faults = fault["msg"].removeprefix("Value error, ").split("\n")
+    faults = fault["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list").split("\n")
     return [f"{source}: {where}: {what.strip().removeprefix('- ')}{given}" for what in faults]
 
 
@@ -567,6 +567,8 @@ def _environment_faults(study: Study) -> list[str]:
     names = [environment.name for environment in declared]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         faults.append(f"environments: {twice} are declared twice; each has one name and one list of targets")
+    if twice := sorted({one.name for one in declared if len(set(one.targets)) < len(one.targets)}):
+        faults.append(f"environments: {twice} name a target twice; name each once")
     if len(declared) == 1:
         faults.append(f"environments: {names[0]!r} is the only one; leave it out, or declare the others too")
     always = sorted(name for name in study.names if declared and all(name in one.targets for one in declared))

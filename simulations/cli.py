@@ -244,8 +244,9 @@ def summary(result: dict[str, Any], out: Path) -> str:
         f"  privacy: epsilon {spent:.3f} of {result['privacy']['epsilon']:g} at delta "
         f"{result['privacy']['delta']:g}{noise}"
     )
+    fallen = "with too few supporters" if result["study"].get("evidence") == "local" else "contested"
     lines.append(
-        f"  graph: {len(result['graph']['pattern']['edges'])} edges, {len(result['contested'])} marks contested"
+        f"  graph: {len(result['graph']['pattern']['edges'])} edges, {len(result['contested'])} marks {fallen}"
     )
     lines.append(f"  ledger: {result['ledger']['size']} entries, root {result['ledger']['root'][:16]}")
     return "\n".join([*lines, f"  report: {out / 'report.html'}"])
