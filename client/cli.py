@@ -323,7 +323,7 @@ def dry_run(
     with command(as_json) as output:
         from causaldao.budget import plan
         from causaldao.client.config import NodeConfig
-        from causaldao.client.node import check_study, declaration
+        from causaldao.client.fit import check_study, declaration
         from causaldao.client.overview import decision
 
         config = NodeConfig.load(node, joined=False)

@@ -18,7 +18,8 @@ from causaldao.children import born
 from causaldao.client import approvals
 from causaldao.client.answers import Answers
 from causaldao.client.config import FEDERATION_FILE, NODE_FILE, NodeConfig, read_text
-from causaldao.client.node import Node, declaration, declared_lacks, study_mismatches
+from causaldao.client.fit import declaration, declared_lacks, study_mismatches
+from causaldao.client.node import Node
 from causaldao.client.privacy.journal import Journal
 from causaldao.client.receipts import Receipts
 from causaldao.client.witnessing import open_witness

@@ -208,7 +208,7 @@ def graph(
     study: Annotated[str, typer.Argument(help="A study with an adopted graph, by name or hash.")],
     as_json: Json = False,
 ) -> None:
-    """A study's graph after the edits that its members voted, its effects under it, and the table of knowledge that a
+    """A study's graph after the edits that its members voted, its effects under it, and the knowledge table that a
     following study would take. The study's own result stays as it is; pictures are written beside it."""
     with command(as_json) as output:
         from causaldao.audit.edits import text

@@ -11,7 +11,8 @@ import pytest
 
 from causaldao.budget import plan
 from causaldao.client.approvals import releases
-from causaldao.client.node import Node, check_study
+from causaldao.client.fit import check_study
+from causaldao.client.node import Node
 from causaldao.errors import ConfigurationError
 from causaldao.graph_ballots import GraphBallot
 from causaldao.messages import Parcel

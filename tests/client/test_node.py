@@ -19,7 +19,8 @@ from flwr.app import Context, Message, RecordDict
 from causaldao.budget import Spend, plan
 from causaldao.client.app import client_app
 from causaldao.client.approvals import approve, decline, withdraw
-from causaldao.client.node import Lifetime, Node, NodeConfig, check_study
+from causaldao.client.fit import check_study
+from causaldao.client.node import Lifetime, Node, NodeConfig
 from causaldao.client.privacy.journal import Cap, ReleaseKey
 from causaldao.client.training import train
 from causaldao.decisions import decide_pool, decide_proposal, first_model

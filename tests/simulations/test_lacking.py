@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from causaldao.client.node import NodeConfig, check_study
+from causaldao.client.fit import check_study
+from causaldao.client.node import NodeConfig
 from causaldao.client.overview import review
 from causaldao.client.privacy.noise import NoiseSource
 from causaldao.client.privacy.release import exact_moments, release_evidence
