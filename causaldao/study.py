@@ -344,5 +344,5 @@ def _problems(source: str, fault: Any) -> list[str]:
     if fault["type"] == "extra_forbidden":
         return [f"{source}: {where}: unknown key; check the spelling against docs/studies.md"]
     given = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool) else ""
-    faults = fault["msg"].removeprefix("Value error, ").split("\n")
+    faults = fault["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list").split("\n")
     return [f"{source}: {where}: {what.strip().removeprefix('- ')}{given}" for what in faults]

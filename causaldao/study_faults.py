@@ -239,6 +239,8 @@ def _environment_faults(study: Study) -> list[str]:
     names = [environment.name for environment in declared]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         faults.append(f"environments: {twice} are declared twice; each has one name and one list of targets")
+    if twice := sorted({one.name for one in declared if len(set(one.targets)) < len(one.targets)}):
+        faults.append(f"environments: {twice} name a target twice; name each once")
     if len(declared) == 1:
         faults.append(f"environments: {names[0]!r} is the only one; leave it out, or declare the others too")
     always = sorted(name for name in study.names if declared and all(name in one.targets for one in declared))

@@ -66,7 +66,9 @@ class NodeConfig(BaseModel):
             config = cls.model_validate(value)
         except ValidationError as error:
             problems += [
-                f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+                f"{'.'.join(map(str, e['loc']))}: "
+                + e["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+                for e in error.errors()
             ]
         if problems:
             raise ConfigurationError(

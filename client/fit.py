@@ -72,7 +72,8 @@ def declaration(config: NodeConfig, study: Study) -> Declaration:
     environment, known = config.environments.get(study.name, ""), [one.name for one in study.environments]
     if study.environments and environment not in known:
         raise ConfigurationError(
-            f"node.toml says of study {study.name!r} the environment {environment!r}, and the study's are "
+            f"node.toml says of study {study.name!r} {f'the environment {environment!r}' if environment else 'none'}, "
+            "and the study's environments are "
             f"{', '.join(known)}. Write under [environments] {study.name} = {known[0]!r}, or whichever of them these "
             "records were gathered under."
         )

@@ -270,6 +270,7 @@ def check(
             answers_needed,
             cautions,
             environments_needed,
+            graphs_needed,
             least_members,
             require_members,
             supporters,
@@ -295,6 +296,7 @@ def check(
                 **({"supporters": supporters(checked, size[0])} if checked.local else {}),
             },
             **({"environments": environments_needed(checked)} if checked.environments else {}),
+            **({"ballots_needed": graphs_needed(checked, size[0], size[0])} if checked.local else {}),
         }  # fmt: skip
         output.emit(data, lambda: _checked(data))
 
@@ -426,11 +428,17 @@ def _study_of(path: Path) -> Study:
 def _checked(data: dict[str, Any]) -> str:
     said = (
         f"{data['name']}: valid\n  hash {data['hash']}\n  each member spends at most epsilon {data['epsilon']:.4f} at "
-        f"delta {data['delta']:g}\n  needs at least {data['members_needed']} members, "
-        f"of whom {data['must_answer']} must answer each step"
+        f"delta {data['delta']:g}\n  needs at least {data['members_needed']} members"
+        f"{_of(data['split']['members'], data['members_needed'])} {data['must_answer']} must answer each step"
     )
+    if data.get("ballots_needed", 0) > data["must_answer"]:
+        said += f"; {data['ballots_needed']} must vote, if all answer the roll call"
     said = "\n".join([said, *_conditions(data.get("environments", []))])
     return "\n".join([said, *_shared(data["split"]), *(f"  warning: {caution}" for caution in data["warnings"])])
+
+
+def _of(members: int, needed: int) -> str:
+    return ", of whom" if members == needed else f"; of {members} members"
 
 
 def _conditions(environments: Sequence[dict[str, Any]]) -> list[str]:

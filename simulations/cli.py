@@ -12,6 +12,8 @@ from causaldao.console import command
 if TYPE_CHECKING:
     import pandas as pd
 
+    from causaldao.study import Study
+
 simulate_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 bench_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 example_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -61,7 +63,7 @@ def simulate(
 
         _one_thread()
         chosen = load_study(study, rule=rule or None, faulty=faulty)
-        dealt, environments = _members(_table(data, chosen.name), site_column, environment_column, members)
+        dealt, environments = _members(chosen, _table(data, chosen.name), site_column, environment_column, members)
         sites = tuple(dealt) if isinstance(dealt, dict) else ()
         number = len(sites) or (MEMBERS if members is None else members)
         setting = Setting(number, liars, attack, seed, sites)
@@ -170,10 +172,12 @@ def _one_thread() -> None:
 
 
 def _members(
-    table: pd.DataFrame, site: str, environment: str, members: int | None
+    study: Study, table: pd.DataFrame, site: str, environment: str, members: int | None
 ) -> tuple[pd.DataFrame | dict[str, pd.DataFrame], dict[str, str]]:
-    """The table to be dealt, or the rows of each site and the environment that it declares."""
-    from causaldao.errors import MisuseError
+    """The table to be dealt, or the rows of each site, which must fit the study, and the environment it declares."""
+    from causaldao.client.data.checks import check
+    from causaldao.declared import held
+    from causaldao.errors import DataError, MisuseError
     from causaldao.simulations.sites import by_site
 
     if environment and not site:
@@ -183,6 +187,18 @@ def _members(
     parts, declared = by_site(table, site, environment)
     if members not in (None, len(parts)):
         raise MisuseError(f"--members {members}, but the column {site!r} names {len(parts)} sites: leave it out.")
+    odd = [
+        f"{name}: {problem}"
+        for name, part in parts.items()
+        for problem in check(part, held(study.encoding, set(study.members.may_lack) - set(part.columns)))
+        if not problem.warning
+    ]
+    if odd:
+        raise DataError(
+            "The sites' rows do not fit the study. A variable that a site does not have is empty in all of its rows, "
+            "and named in the study's members.may_lack.",
+            problems=odd,
+        )
     return parts, declared
 
 
@@ -228,8 +244,9 @@ def summary(result: dict[str, Any], out: Path) -> str:
         f"  privacy: epsilon {spent:.3f} of {result['privacy']['epsilon']:g} at delta "
         f"{result['privacy']['delta']:g}{noise}"
     )
+    fallen = "with too few supporters" if result["study"].get("evidence") == "local" else "contested"
     lines.append(
-        f"  graph: {len(result['graph']['pattern']['edges'])} edges, {len(result['contested'])} marks contested"
+        f"  graph: {len(result['graph']['pattern']['edges'])} edges, {len(result['contested'])} marks {fallen}"
     )
     lines.append(f"  ledger: {result['ledger']['size']} entries, root {result['ledger']['root'][:16]}")
     return "\n".join([*lines, f"  report: {out / 'report.html'}"])

@@ -241,12 +241,14 @@ def _pooled(study: Study, frames: Sequence[pd.DataFrame], effect: Mapping[str, A
     least squares, of several tables about the mean of each, or cross-fitted AIPW."""
     if effect["estimate"] is None or not frames:
         return None
+    asked = [effect["treatment"], effect["outcome"], *effect["adjustment"]]
+    frames = [frame.reindex(columns=asked).dropna() for frame in frames]  # the rows that have all of it
     frame = pd.concat(frames, ignore_index=True)
+    if frame.empty:
+        return None
     columns: dict[str, Any] = {}
     adjustment: list[str] = []
-    if study.members.may_lack:  # the rows of those who have all of it
-        frame = frame.dropna(subset=[effect["treatment"], effect["outcome"], *effect["adjustment"]])
-    for name in [effect["treatment"], effect["outcome"], *effect["adjustment"]]:
+    for name in asked:
         variable = study.variable(name)
         if variable.kind == "categorical":
             flags = {f"{name} = {level}": frame[name].astype(str) == level for level in variable.levels[1:]}

@@ -9,7 +9,8 @@ from causaldao.signing import check_name
 
 
 def by_site(table: pd.DataFrame, site: str, environment: str = "") -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
-    """Each site's rows, without the two columns, and the environment that it declares; {} if no column says that.
+    """Each site's rows, without the two columns, and the environment that it declares; {} if no column says that. A
+    variable without a value in any of a site's rows is one that the site does not have, so it gets no such column.
 
     Raises
     ------
@@ -26,7 +27,10 @@ def by_site(table: pd.DataFrame, site: str, environment: str = "") -> tuple[dict
             raise DataError(f"The column {column!r} is empty in {empty} rows: say of each what it is, or drop it.")
     sites = table[site].astype(str)
     rows = table.drop(columns=[column for column in (site, environment) if column])
-    parts = {check_name(name): rows[sites == name].reset_index(drop=True) for name in sorted(set(sites))}
+    parts = {
+        check_name(name): rows[sites == name].reset_index(drop=True).dropna(axis="columns", how="all")
+        for name in sorted(set(sites))
+    }
     if not environment:
         return parts, {}
     conditions = table[environment].astype(str).groupby(sites).unique()

@@ -135,6 +135,7 @@ def draft(name: str, dataset: str, source: Source, guesses: Iterable[Guess], eps
         f"name = {_text(name)}",
         f"dataset = {_text(dataset)}  # your privacy budget is kept under this name: never change it",
         "share_columns = false  # true tells others the names of your columns as well",
+        '# lacks = ["some-variable"]  # what these records do not have, for studies that let members lack it',
         "",
         "# A study under several conditions asks which of them these records are from:",
         "# [environments]",

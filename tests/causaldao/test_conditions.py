@@ -333,6 +333,22 @@ def test_a_method_is_asked_about_interventions_that_it_does_not_know() -> None:
         assert proposal.pattern.nodes == tuple(NAMES)
 
 
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ([{"name": "x"}, {"name": "x"}], "['x'] are declared twice"),
+        ([{"name": "x"}], "'x' is the only one"),
+        ([{"name": "x", "targets": ["b"]}, {"name": "y", "targets": ["b"]}], "['b'] are targets in every one"),
+        ([{"name": "x"}, {"name": "y", "targets": ["b", "b"]}], "['y'] name a target twice"),
+        ([{"name": "x"}, {"name": "y", "targets": "b"}], "environments.1.targets: Input should be a list (got 'b')"),
+    ],
+)
+def test_environments_that_cannot_be_meant_are_taken(declared: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        study(environments=declared)
+    assert words in str(caught.value)
+
+
 def test_more_is_asked_of_one_entry_than_it_holds() -> None:
     many = [{"name": f"e{k}", "targets": []} for k in range(100)]
     variables = [{"name": f"v{k}", "kind": "continuous", "bounds": [-1, 1]} for k in range(60)]

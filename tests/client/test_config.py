@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from causaldao.client.config import NodeConfig
+from causaldao.client.fit import declaration
 from causaldao.client.node import Lifetime, Node
 from causaldao.client.node import NodeConfig as FromNode
 from causaldao.errors import ConfigurationError, IdentityError
 from causaldao.signing import SigningKey
+from tests.simulations.planted_environments import study
 
 COORDINATOR = SigningKey.from_seed(b"C" * 32).public.to_text("coordinator")
 PINNED = {
@@ -86,6 +88,14 @@ def test_a_fault_names_its_key(case: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         NodeConfig.load(write(tmp_path, text, None), joined=False)
     assert any(f"node.toml: {expected}" in problem or expected in problem for problem in caught.value.problems)
+
+
+def test_a_node_that_names_no_conditions_is_told_of_empty_ones(tmp_path: Path) -> None:
+    config = NodeConfig.load(write(tmp_path))
+    with pytest.raises(ConfigurationError, match="says of study 'chain' none, and the study's environments are plain"):
+        declaration(config, study())
+    with pytest.raises(ConfigurationError, match="lacks: Input should be a list"):
+        NodeConfig.load(write(tmp_path, f'lacks = "a"\n{NODE}'))
 
 
 def test_all_faults_are_named_at_once(tmp_path: Path) -> None:

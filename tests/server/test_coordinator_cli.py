@@ -390,6 +390,12 @@ def test_local_ballots_are_promised_what_a_pool_sees(tmp_path: Path) -> None:
     assert "the ballot has all of epsilon" in shown
     assert "A mark needs 3 of 5 supporters" in shown
     assert "the pool finds" not in shown
+    assert "needs at least 3 members; of 5 members 4 must answer each step" in shown
+    status, envelope = _check(study, text, "--members", 10)  # more must vote than answer the roll call
+    assert (envelope["data"]["must_answer"], envelope["data"]["ballots_needed"]) == (6, 7)
+    shown = CliRunner().invoke(app, ["study", "check", str(study), "--members", "10"]).stdout
+    assert "of 10 members 6 must answer each step; 7 must vote" in shown
+    status, envelope = _check(study, text, "--members", 5, "--records", 3000)
     assert "1 liars cannot enter one alone" in " ".join(envelope["data"]["warnings"])
     status, envelope = _check(study, text, "--members", 2)
     assert (status, "largest f is 0" in envelope["error"]["message"]) == (13, True)

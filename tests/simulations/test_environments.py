@@ -20,6 +20,7 @@ from causaldao.ledger.verify import verify
 from causaldao.models.graph import CausalGraph
 from causaldao.pool import Pool
 from causaldao.signing import SigningKey, peek
+from causaldao.simulations.cli import _members
 from causaldao.simulations.federation import Setting, _pooled, simulate
 from causaldao.simulations.members import open_node
 from causaldao.simulations.sites import by_site
@@ -247,6 +248,25 @@ def test_a_site_has_rows_of_two_environments() -> None:
             by_site(wrong, site, "condition")
     with pytest.raises(IdentityError, match="St Mary"):
         by_site(table.assign(site="St Mary"), "site")
+
+
+def test_what_a_site_does_not_have_becomes_the_middle_of_its_bounds(tmp_path: Path) -> None:
+    """A variable that is empty at a site is lacking there; whether the study lets it, and gaps, are seen before."""
+    table = _table().drop(columns="condition")
+    table.loc[table["site"] == "plain-0", "a"] = None
+    parts, _ = by_site(table, "site")
+    assert list(parts["plain-0"].columns) == list("bcde")
+    assert list(parts["plain-1"].columns) == list(NAMES)
+    lacking = study({}, members={"n_min": 100, "n_max": 5000, "may_lack": ["a"]})
+    assert _members(lacking, table, "site", "", None)[1] == {}
+    with pytest.raises(DataError, match="plain-0: column 'a': the column is missing"):
+        _members(study({}), table, "site", "", None)
+    table.loc[(table["site"] == "held-b-0") & (table["b"] > 2), "b"] = None
+    with pytest.raises(DataError, match="held-b-0: column 'b': no value in"):
+        _members(lacking, table, "site", "", None)
+    effect = {"treatment": "b", "outcome": "d", "adjustment": ["a"], "estimate": 0.6}
+    assert _pooled(lacking, [parts["plain-0"]], effect) is None
+    assert _pooled(lacking, list(parts.values()), effect) is not None
 
 
 def test_a_study_that_cannot_be_carried_spends_privacy_before_it_ends(tmp_path: Path) -> None:
