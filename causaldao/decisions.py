@@ -245,7 +245,7 @@ def decide_pool(
     """
     if study.environments:
         said = {name: (declared or {})[name] for name in evidence}
-        decide_comparison(study, said, members)
+        decide_comparison(study, said, members, silent=members - len(evidence))
         settings = _pool_settings(study, study.consensus.faulty)
         return conditions.pool_declared(study, settings, evidence, said, members)
     faulty = faults_left(RULES[study.aggregation.pool], members, study.consensus.faulty, len(evidence))
@@ -254,10 +254,15 @@ def decide_pool(
     return pool(evidence, _pool_settings(study, min(faulty, held)), lacks)
 
 
-def decide_comparison(study: Study, declared: Mapping[str, Declaration], members: int) -> None:
-    """Refuse what members ``declared``, of all ``members``, where their environments cannot carry the study."""
-    settings = _pool_settings(study, study.consensus.faulty)
-    conditions.require_comparable(study, settings, declared, members, answers_needed(study, members))
+def decide_comparison(study: Study, declared: Mapping[str, Declaration], members: int, *, silent: int = 0) -> None:
+    """Refuse what members ``declared``, of all ``members``, where their environments cannot carry the study.
+
+    ``silent`` gave no evidence: as many as may lie are not needed then, or who answered the roll call, and nothing
+    more, could end a study that had just enough when all others had paid for it.
+    """
+    settings, faulty = _pool_settings(study, study.consensus.faulty), study.consensus.faulty
+    needed = answers_needed(study, members) - min(silent, faulty)
+    conditions.require_comparable(study, settings, declared, members, needed)
 
 
 def least_in_environment(study: Study) -> int:

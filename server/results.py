@@ -137,15 +137,17 @@ def _without_evidence(pool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _environments(study: Study, state: State) -> list[dict[str, Any]]:
-    """What members declared, by environment of the study; ``status`` is compared, set aside, or empty, and
-    ``effects`` says whether effects are read from it."""
+    """What members declared, by environment of the study; ``status`` is compared, set aside, silent (they gave no
+    evidence) or empty, and ``effects`` says whether effects are read from it."""
     pools, aside = state.pool["environments"], state.pool["aside"]
     read = observing(study, pools)
+    here = {name: state.declared[name]["environment"] for name in state.present}
     return [
         {
             "name": one.name, "targets": list(one.targets),
-            "members": [name for name in state.present if state.declared[name]["environment"] == one.name],
-            "status": "compared" if one.name in pools else "set aside" if one.name in aside else "empty",
+            "members": [name for name, environment in here.items() if environment == one.name],
+            "status": "compared" if one.name in pools else "set aside" if one.name in aside
+            else "silent" if one.name in here.values() else "empty",
             "effects": bool(state.effects) and one.name in read,
         }
         for one in study.environments

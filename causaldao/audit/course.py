@@ -11,6 +11,7 @@ from causaldao.audit.case import Audit, Case, Fault
 from causaldao.budget import Spend, plan
 from causaldao.decisions import (
     answers_needed,
+    decide_comparison,
     effects_needed,
     graphs_needed,
     require_held,
@@ -116,6 +117,7 @@ def people(case: Case, result: Audit) -> None:
     voted = case.one("study.ballots")
     _enough(case, result, "rollcall", 0, called, set(present), set(case.members))
     try:
+        decide_comparison(case.given, case.declared, len(case.members))
         require_held(case.given, case.lacks, present, len(case.members))
     except GuaranteeError as error:
         result.faults.append(Fault(called.index, f"the study went on, and should have ended there: {error}"))

@@ -210,6 +210,18 @@ def test_a_silent_member_takes_its_environment_with_it() -> None:
     assert pooled.faulty == 0
 
 
+def test_who_answers_the_roll_call_and_nothing_more_ends_a_study_that_all_others_paid_for() -> None:
+    """Seven members of whom five can be compared, as many as are needed; then one of these gives no evidence."""
+    evidence, declared = _sites()
+    here = [name for name in evidence if name.startswith("plain") or name in ("held-b-0", "held-b-1")]
+    decide_comparison(ASKED, {name: declared[name] for name in here}, 7)
+    assert answers_needed(ASKED, 7) == 5
+    pooled = decide_pool(ASKED, {name: evidence[name] for name in here if name != "plain-4"}, 7, declared)
+    assert (pooled.environments["plain"].faulty, pooled.aside["held-b"].members) == (0, ("held-b-0", "held-b-1"))
+    with pytest.raises(GuaranteeError, match="No environment has enough"):
+        decide_pool(ASKED, {name: evidence[name] for name in here if name not in ("plain-3", "plain-4")}, 7, declared)
+
+
 def test_more_are_silent_than_may_lie_and_the_rest_is_believed() -> None:
     evidence, declared = _sites()
     left_out = {"held-b-3", "held-d-3"}

@@ -19,6 +19,8 @@ from causaldao.errors import ConfigurationError, DataError, IdentityError, Misus
 from causaldao.ledger.verify import verify
 from causaldao.models.graph import CausalGraph
 from causaldao.pool import Pool
+from causaldao.server.recording import State
+from causaldao.server.results import _environments
 from causaldao.signing import SigningKey, peek
 from causaldao.simulations.cli import _members
 from causaldao.simulations.federation import Setting, _pooled, simulate
@@ -103,6 +105,16 @@ def test_a_lone_member_is_accused_or_not_named(result: dict[str, Any], case: Cas
         "no: too few",
     ):
         assert words.replace("&#39;", "'") in report.replace("&#39;", "'")
+
+
+def test_an_environment_whose_members_gave_no_evidence_is_called_nobodys() -> None:
+    declared = {"a": "plain", "b": "held-b"}
+    state = State(
+        ASKED.hash, present=sorted(declared), pool={"environments": {"plain": {}}, "aside": {}},
+        declared={name: {"environment": environment} for name, environment in declared.items()},
+    )  # fmt: skip
+    told = {one["name"]: (one["status"], one["members"]) for one in _environments(ASKED, state)}
+    assert told == {"plain": ("compared", ["a"]), "held-b": ("silent", ["b"]), "mine": ("empty", [])}
 
 
 def test_the_replay_of_an_honest_study_finds_a_fault(case: Case) -> None:
