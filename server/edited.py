@@ -25,6 +25,7 @@ from causaldao.models.graph import Pair
 from causaldao.pictures.page import page
 from causaldao.pictures.svg import draw
 from causaldao.server import edits
+from causaldao.server.results import drawn
 from causaldao.signing import peek
 
 _LONGEST = 10_000  # characters of what is said of an edit
@@ -101,7 +102,7 @@ def _marks(found: Standing) -> list[dict[str, Any]]:
     graph, net = found.edited.pattern, found.edited.net
     colliders = graph.unshielded_colliders()
     kept = []
-    for mark in found.marks:
+    for mark in drawn(found.marks):
         nodes = tuple(mark["nodes"])
         pairs = {(min(pair), max(pair)) for pair in (nodes[:2], nodes[-2:])}
         stands = nodes in colliders if mark["kind"] == "collider" else graph.adjacent(*nodes)
