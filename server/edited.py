@@ -18,12 +18,14 @@ from causaldao.edits import Standing
 from causaldao.enrolment import visible
 from causaldao.errors import LedgerError
 from causaldao.files import write_text
+from causaldao.graph_ballots import GraphBallot, votes_of
 from causaldao.ledger.log import Log
 from causaldao.ledger.verify import Line, Report
 from causaldao.models.graph import Pair
 from causaldao.pictures.page import page
 from causaldao.pictures.svg import draw
 from causaldao.server import edits
+from causaldao.server.results import drawn
 from causaldao.signing import peek
 
 _LONGEST = 10_000  # characters of what is said of an edit
@@ -64,8 +66,13 @@ def write(out: Path, shown: dict[str, Any], found: Standing, votes: dict[str, di
 
 def ballots(log: Log, study: str) -> dict[str, dict[str, int]]:
     """How each member voted in a study, by the key of the mark: +1, 0 or -1."""
-    lines = log.entries(kinds=("ballot",), study=study)
-    return {line.body["member"]: dict(peek(line.body["envelope"].encode()).body["votes"]) for line in lines}
+    lines, asked = log.entries(kinds=("ballot",), study=study), edits.stands(log, study).study
+    said = {line.body["member"]: peek(line.body["envelope"].encode()).body for line in lines}
+    if not asked.local:
+        return {member: dict(body["votes"]) for member, body in said.items()}
+    (called,) = log.entries(kinds=("study.roll-call",), study=study)
+    graphs = {member: GraphBallot.from_json(body, asked) for member, body in said.items()}
+    return {member: dict(own.votes) for member, own in votes_of(asked, graphs, len(called.body["present"]))[1].items()}
 
 
 def _case(log: Log, found: Standing) -> Case:
@@ -95,7 +102,7 @@ def _marks(found: Standing) -> list[dict[str, Any]]:
     graph, net = found.edited.pattern, found.edited.net
     colliders = graph.unshielded_colliders()
     kept = []
-    for mark in found.marks:
+    for mark in drawn(found.marks):
         nodes = tuple(mark["nodes"])
         pairs = {(min(pair), max(pair)) for pair in (nodes[:2], nodes[-2:])}
         stands = nodes in colliders if mark["kind"] == "collider" else graph.adjacent(*nodes)

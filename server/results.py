@@ -32,6 +32,7 @@ from causaldao.server.report import write as write_report
 from causaldao.study import Study
 
 _NO_POOL: Mapping[str, Any] = {"accused": (), "excluded": (), "counts": {}}  # of a study of local ballots
+_MOST_DRAWN = 20  # marks of local mode that did not enter
 _CHECKPOINTS = 50  # the last ones that are listed
 Reference = Callable[[Mapping[str, Any]], float | None]
 """The pooled, non-private answer to one effect of the result, where somebody holds all rows."""
@@ -89,16 +90,16 @@ def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> Non
     pattern = CausalGraph.from_json(result["graph"]["pattern"])
     effect = result["effects"][0] if result["effects"] else {"treatment": None, "outcome": None}
     treatment, outcome = effect["treatment"], effect["outcome"]
-    drawn = _drawn(result["marks"])
-    svg = draw(pattern, drawn, treatment=treatment, outcome=outcome)
+    shown = drawn(result["marks"])
+    svg = draw(pattern, shown, treatment=treatment, outcome=outcome)
     write_text(out / "graph.json", json.dumps(result["graph"], indent=1))
     write_text(out / "graph.svg", svg)
     asked = result["study"]
-    shown = page(
-        pattern, title=f"{asked['name']}: the adopted graph", subtitle=asked["question"], marks=drawn,
+    text = page(
+        pattern, title=f"{asked['name']}: the adopted graph", subtitle=asked["question"], marks=shown,
         votes=coordinator.votes(), treatment=treatment, outcome=outcome, report=True,
     )  # fmt: skip
-    write_text(out / "graph.html", shown)
+    write_text(out / "graph.html", text)
     model = coordinator.model()
     if model is not None:
         model.save(out / "model.safetensors")
@@ -108,10 +109,15 @@ def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> Non
     write_text(out / "result.json", json.dumps(result, indent=1, allow_nan=False))
 
 
-def _drawn(marks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The marks to be drawn: all of shared mode; of local mode, where any member's slip is one, those that entered and
-    those that half of the supporters it takes have. The report lists all."""
-    return [mark for mark in marks if mark["status"] == "adopted" or 2 * mark["support"] >= mark.get("needed", 0)]
+def drawn(marks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The marks to be drawn: all of shared mode; of local mode, where any member's slip is one, those that entered and,
+    of those that half of the supporters it takes have, the most supported `_MOST_DRAWN`. Liars may invent as many as
+    they like, and a picture of hundreds takes minutes to lay out. The report lists all."""
+    missed = [mark for mark in marks if "needed" in mark and mark["status"] != "adopted"]
+    ranked = sorted(missed, key=lambda mark: (-mark["support"], mark["nodes"]))
+    left = [mark for k, mark in enumerate(ranked) if k >= _MOST_DRAWN or 2 * mark["support"] < mark["needed"]]
+    hidden = {tuple(mark["nodes"]) for mark in left}
+    return [mark for mark in marks if tuple(mark["nodes"]) not in hidden]
 
 
 def _ledger(log: Log) -> dict[str, Any]:

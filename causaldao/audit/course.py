@@ -101,6 +101,21 @@ def bodies(case: Case, result: Audit) -> None:
             result.faults.append(Fault(line.index, what))
 
 
+def noise(case: Case, result: Audit) -> None:
+    """Where the noise came from is as the members signed it: last with what they released, and before in approvals."""
+    line = case.one("study.ballots" if case.given.local else "study.evidence")
+    approved = case.one("study.approved")
+    if line is None or approved is None:
+        return
+    words = [peek(one["envelope"].encode()) for one in approved.body["approvals"]]
+    words += [said for _, said in case.words("ballot" if case.given.local else "evidence").values()]
+    said = {word.member: word.body["noise"] for word in words}
+    expected, case.last = "simulated" if "simulated" in said.values() else "os", line.index
+    if line.body["noise"] != expected:
+        what = f"it says of the noise {line.body['noise']!a}, and its members signed {expected!a}"
+        result.faults.append(Fault(line.index, what))
+
+
 def _decided(case: Case, state: Line, kind: str) -> bool:
     found = [line for line in case.lines(kind) if line.index < state.index]
     return any("round" not in state.body or line.body["round"] == state.body["round"] for line in found)
@@ -225,4 +240,4 @@ def _planned(study: Study, body: Mapping[str, Any]) -> bool:
     return spend is not None and body["round"] in rounds and all(body[k] == v for k, v in vars(spend).items())
 
 
-CHECKS = (course, bodies, people, budget)
+CHECKS = (course, bodies, noise, people, budget)

@@ -343,6 +343,11 @@ def test_an_entry_says_more_than_follows(case: Case) -> None:
     assert len(found.faults) == len(kinds)
 
 
+def test_noise_from_a_seed_is_said_to_be_drawn_in_earnest(case: Case) -> None:
+    found = case.forge(lambda records: _of(records, "study.evidence")["body"].update(noise="os"))
+    _named(found, _first_index(case, "study.evidence"), "of the noise 'os'", "'simulated'")
+
+
 def test_a_name_stands_in_the_place_of_one_without_a_value(case: Case) -> None:
     """Where None is computed, to leave the name out and put another in keeps the number of names."""
 

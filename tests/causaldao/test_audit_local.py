@@ -98,6 +98,15 @@ def _voters(case: Case) -> Callable[[Records], Place]:
     return change
 
 
+def _noise(case: Case) -> Callable[[Records], Place]:
+    def change(records: Records) -> Place:
+        entry = _of(records, "study.ballots")
+        entry["body"]["noise"] = "os"
+        return entry["index"], ("of the noise 'os', and its members signed 'simulated'",)
+
+    return change
+
+
 CYCLE = [{"from": a, "to": b, "marks": ["-", ">"]} for a, b in (("age", "dose"), ("dose", "pain"), ("pain", "age"))]
 FORGED: dict[str, Callable[[Case], Callable[[Records], Place]]] = {
     "a forged tally": _tally,
@@ -106,6 +115,7 @@ FORGED: dict[str, Callable[[Case], Callable[[Records], Place]]] = {
     "effects from nowhere": _effects,
     "another graph released": _released,
     "a voter unnamed": _voters,
+    "noise that is said to be drawn in earnest": _noise,
     "a ballot over other variables": lambda case: _said(case, graph=CausalGraph.dag([("x", "y")]).to_json()),
     "a ballot in a circle": lambda case: _said(case, graph={"nodes": list(STUDY.names), "edges": CYCLE}),
     "a ballot against what is known": lambda case: _said(

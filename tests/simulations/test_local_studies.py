@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import pytest
 
 from causaldao.budget import plan
+from causaldao.edits import KIND
 from causaldao.errors import GuaranteeError, MisuseError
+from causaldao.ledger.entry import Entry
+from causaldao.ledger.log import Log
 from causaldao.messages import Parcel
 from causaldao.models.graph import CausalGraph
-from causaldao.signing import peek
+from causaldao.server import edited
+from causaldao.signing import SigningKey, peek
 from causaldao.simulations.attacks import Conduct
 from causaldao.simulations.engine import Faults
 from causaldao.simulations.federation import Setting, simulate
@@ -140,6 +145,22 @@ def test_what_is_written_for_people_speaks_of_a_pool(result: dict[str, Any], out
     assert "Partial correlation" not in page
     assert "struck: too many opposed" not in page + svg
     assert ">a and c" not in svg  # one supporter of the four that it takes: in the report, and not in the picture
+
+
+def test_its_graph_cannot_be_edited_or_shown(result: dict[str, Any], out: Path, tmp_path: Path) -> None:
+    """Ballots of this mode hold a graph, and no votes on marks."""
+    key = SigningKey.load(out / "coordinator.pem")
+    edit = Entry(KIND, {"study": STUDY.hash, "edge": ["a", "b"], "change": "remove", "reason": "A test.", "votes": []})
+    shutil.copy(out / "ledger.db", tmp_path / "ledger.db")
+    with Log.open(f"sqlite:///{tmp_path / 'ledger.db'}", key) as log:
+        log.append([edit])
+        shown, found = edited.read(log, STUDY.hash)
+        votes = edited.ballots(log, STUDY.hash)
+        edited.write(tmp_path / "study", shown, found, votes)
+    support = {mark: [own[mark] for own in votes.values()].count(1) for mark in votes[EMPTY]}
+    assert support == {" - ".join(mark["nodes"]): mark["support"] for mark in result["marks"]}
+    assert (shown["edits"][0]["after"], shown["effects"]) == ("no edge between a and b", [])
+    assert "the graph after 1 edit by vote" in (tmp_path / "study" / "graph-edited.html").read_text()
 
 
 def test_an_attack_that_does_nothing_there_is_run(tmp_path: Path) -> None:
