@@ -32,6 +32,9 @@ from causaldao.server.report import write as write_report
 from causaldao.study import Study
 
 _NO_POOL: Mapping[str, Any] = {"accused": (), "excluded": (), "counts": {}}  # of a study of local ballots
+_ARROW = (
+    "Its direction comes from comparing environments, which no member's own evidence can: the votes are on the link."
+)
 _CHECKPOINTS = 50  # the last ones that are listed
 Reference = Callable[[Mapping[str, Any]], float | None]
 """The pooled, non-private answer to one effect of the result, where somebody holds all rows."""
@@ -97,6 +100,7 @@ def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> Non
     shown = page(
         pattern, title=f"{asked['name']}: the adopted graph", subtitle=asked["question"], marks=drawn,
         votes=coordinator.votes(), treatment=treatment, outcome=outcome, report=True,
+        directed={(min(pair), max(pair)): _ARROW for pair in result["graph"].get("arrows", ())},
     )  # fmt: skip
     write_text(out / "graph.html", shown)
     model = coordinator.model()

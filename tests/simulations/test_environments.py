@@ -72,10 +72,11 @@ def result(case: Case) -> dict[str, Any]:
     return found
 
 
-def test_a_study_with_environments_loses_what_they_tell(result: dict[str, Any]) -> None:
+def test_a_study_with_environments_loses_what_they_tell(result: dict[str, Any], case: Case) -> None:
     pattern = CausalGraph.from_json(result["graph"]["pattern"])
     assert {("a", "b"), ("b", "c"), ("c", "d"), ("d", "e")} == pattern.directed
     assert result["graph"]["arrows"] == [["a", "b"], ["b", "c"]]  # and Meek's rules direct the rest
+    assert (case.folder / "graph.html").read_text().count("Its direction comes from comparing environments") == 2
     (effect,) = result["effects"]
     assert abs(effect["estimate"] - effect["pooled"]) < 4 * effect["privacy_error"]
     assert abs(effect["pooled"] - 0.64) < 0.1
