@@ -243,11 +243,11 @@ def _warnings(study: Study, state: State) -> list[str]:
         )
     read = [one for one in _environments(study, state) if one["effects"]] if study.environments else []
     if read:
-        count = sum(state.pool["environments"][one["name"]]["evidence"]["moments"][0][0] for one in read)
+        pools = [state.pool["environments"][one["name"]] for one in read]
+        count, kept = sum(pool["evidence"]["moments"][0][0] for pool in pools), sum(len(pool["kept"]) for pool in pools)
         warnings.append(
             f"Effects are read where nothing was acted on: in {' and '.join(repr(one['name']) for one in read)}, from "
-            f"evidence worth {count:.0f} records, {sum(len(one['members']) for one in read)} of "
-            f"{len(state.present)} members."
+            f"evidence worth {count:.0f} records of {kept} of {len(state.present)} members."
             + (" Of environments read together no bound on liars is stated." if len(read) > 1 else "")
         )
     if len(accused) > faulty:
