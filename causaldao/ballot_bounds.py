@@ -1,9 +1,9 @@
 """How many supporters a mark needs in local mode, and what that bears: n members, f of whom may lie, threshold τ.
 
 A mark enters with k = max(τ·n, f + 1) supporters or more. So f liars alone enter none; and where n - f is k or more,
-what all honest members support enters whatever the liars say. In between they decide: a mark that k - f honest members
-or more support by error enters if all liars support it too, and one that fewer than k honest members support stays out
-if the liars withhold their support.
+what all honest members support enters whatever the liars say, unless no causal order has it (ADR 7). In between they
+decide: a mark that k - f honest members or more support by error enters if all liars support it too, and one that fewer
+than k honest members support stays out if the liars withhold their support.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from causaldao.ballots import Ballot, Mark, Proposal
 from causaldao.errors import ConfigurationError, GuaranteeError
 from causaldao.models.graph import CausalGraph, Pair
 from causaldao.models.knowledge import NONE, Knowledge
-from causaldao.models.pattern import extension, pattern
+from causaldao.models.pattern import extension, in_the_way, pattern
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,14 @@ def adopt(proposal: Proposal, ballots: Mapping[str, Ballot], rule: ConsensusRule
     edges = _standing(passed, proposal, rule.knowledge)
     wanted = sorted((t for t in passed if t.mark.kind == "collider"), key=lambda t: (-t.support, t.mark.key))
     candidates = [t.mark.nodes for t in wanted] + ([] if rule.local else _uncovered(proposal, edges))
-    skeleton, colliders = _directed(
-        _Skeleton(proposal.pattern.nodes, frozenset(edges), rule.knowledge),
-        candidates,
-        _arrows_left(proposal, counted, passed, edges),
-    )
-    if skeleton.extend(colliders) is None:
-        if not rule.local:
-            return _proposal_stands(proposal, counted, rule)
+    skeleton = _Skeleton(proposal.pattern.nodes, frozenset(edges), rule.knowledge)
+    if rule.local:
         order = sorted((t for t in passed if t.mark.kind == "adjacency"), key=lambda t: (t.support, t.mark.key))
         free = [t.mark.ends for t in order if not rule.knowledge.requires(*t.mark.ends)]
-        skeleton, colliders = _thin(skeleton, free, candidates)
+        return _result(*_thin(skeleton, free, candidates), counted)
+    skeleton, colliders = _directed(skeleton, candidates, _arrows_left(proposal, counted, passed, edges))
+    if skeleton.extend(colliders) is None:
+        return _proposal_stands(proposal, counted, rule)
     return _result(skeleton, colliders, counted)
 
 
@@ -243,6 +240,32 @@ class _Skeleton:
         """Those of the triples that are unshielded on this skeleton."""
         return [triple for triple in candidates if self._unshielded(*triple)]
 
+    def agreeing(
+        self, colliders: Sequence[tuple[str, ...]], candidates: Iterable[tuple[str, ...]]
+    ) -> list[tuple[str, ...]]:
+        """The colliders and those of the candidates that can stand beside them, by the rules of `admit`; those turned
+        away are tried again when all were tried, so that it ends soon where hundreds contradict each other."""
+        found = list(colliders)
+        waiting = [triple for triple in self.unshielded(candidates) if triple not in found]
+        if self.extend([*found, *waiting]) is not None:
+            return [*found, *waiting]
+        extendable, before = self.extend(found) is not None, -1
+        while waiting and len(waiting) != before:
+            before, turned = len(waiting), []
+            for triple in waiting:
+                if self._may_enter([*found, triple], extendable):
+                    found.append(triple)
+                    extendable = extendable or self.extend(found) is not None
+                else:
+                    turned.append(triple)
+            waiting = turned
+        return found
+
+    def in_the_way(self, colliders: Iterable[tuple[str, ...]]) -> frozenset[str]:
+        """The nodes among which no DAG has these colliders; see `causaldao.models.pattern.in_the_way`."""
+        oriented = self.orient(colliders)
+        return frozenset(self.nodes) if oriented is None else in_the_way(oriented)
+
     def _may_enter(self, attempt: list[tuple[str, ...]], extendable: bool) -> bool:
         return (self.extend(attempt) if extendable else self.orient(attempt)) is not None
 
@@ -256,14 +279,19 @@ class _Skeleton:
 def _thin(
     skeleton: _Skeleton, weakest_first: list[tuple[str, str]], candidates: list[tuple[str, ...]]
 ) -> tuple[_Skeleton, list[tuple[str, ...]]]:
-    """Local mode has no proposal to fall back on: give up the least supported adjacency until an extension exists."""
-    colliders = skeleton.admit(candidates)
-    for edge in weakest_first:
-        if skeleton.extend(colliders) is not None:
-            break
-        skeleton = _Skeleton(skeleton.nodes, skeleton.edges - {edge}, skeleton.knowledge)
-        colliders = skeleton.admit(candidates)
-    return skeleton, colliders
+    """Local mode has no proposal to fall back on: while no extension exists, give up the least supported adjacency of
+    those that stand in its way. All others stand: what a few contested links cost is among them.
+    """
+    colliders = skeleton.agreeing([], candidates)
+    while left := skeleton.in_the_way(colliders):
+        edge = next(pair for pair in weakest_first if left.issuperset(pair) and pair in skeleton.edges)
+        skeleton = replace(skeleton, edges=skeleton.edges - {edge})
+        kept = skeleton.unshielded(colliders)
+        # What it gave up may let others in: a triple that it shielded, or whatever a collider stood against.
+        fresh = candidates if len(kept) < len(colliders) else [t for t in candidates if {t[0], t[2]} == set(edge)]
+        every = skeleton.unshielded(candidates)
+        colliders = every if skeleton.extend(every) is not None else skeleton.agreeing(kept, fresh)
+    return skeleton, skeleton.agreeing(colliders, candidates)
 
 
 def _result(skeleton: _Skeleton, colliders: list[tuple[str, ...]], counted: list[Tally]) -> Consensus:

@@ -21,9 +21,10 @@ from causaldao.consensus import Consensus, ConsensusRule, adopt
 from causaldao.declared import Declaration, lacks_of
 from causaldao.errors import ConfigurationError, DataError, GuaranteeError, NotIdentifiable
 from causaldao.holdings import Lacks, borne, least
+from causaldao.ledger.entry import MAX_BODY_BYTES
 from causaldao.members import quorum
 from causaldao.messages import MAX_REQUEST_BYTES
-from causaldao.models.discovery.evidence import Evidence
+from causaldao.models.discovery.evidence import Evidence, columns_of
 from causaldao.models.discovery.features import FeatureMap
 from causaldao.models.discovery.reading import Reading
 from causaldao.models.effects import Effect, average_effect, doubted, effect_set, robustness
@@ -39,6 +40,8 @@ _RULE, _OPTIMISER = "rule", "optimiser."
 MOST_FAULTY = 0.25  # share of members beyond which no rule of ours held its accuracy under strong label skew
 MEASURED_FIT = 50  # variables up to which `causaldao bench wide-fit` measured "moment-fit"
 Among = Callable[[Sequence[str]], Evidence]
+# bytes of a number in JSON and of the figures on a member, marks of a variable, and bytes for the rest of an entry
+_DIGITS, _PER_MEMBER, _MARKS, _REST = 19, 200, 8, 64 << 10
 PARAMETERS = ("linear.weight", "linear.bias", "hidden.weight", "hidden.bias", "head.weight", "head.bias")
 
 
@@ -76,6 +79,25 @@ def require_members(study: Study, members: int) -> None:
         )
     if study.consensus.faulty >= members:
         raise GuaranteeError(f"faulty = {study.consensus.faulty} of {members} members: the largest f is {members - 1}.")
+    _require_recordable(study, members)
+
+
+def _require_recordable(study: Study, members: int) -> None:
+    """Refuse a study whose pool and proposal would not fit into their entry of the ledger: that would show only when
+    the evidence is there and paid for. What members lack is counted in full, marks as many as graphs mostly have."""
+    if study.local:
+        return
+    columns, number = columns_of(study.encoding), len(study.environments)
+    size = (number + 1) * (columns + 1) ** 2 * _DIGITS + members * _PER_MEMBER * (2 if number else 1)
+    size += members * sum(len(name) + 3 for name in study.members.may_lack)
+    size += len(study.names) * _MARKS * sum(len(one.name) + 2 * _DIGITS + 6 for one in study.environments)
+    if size > MAX_BODY_BYTES - _REST:
+        what = f"{number + 1} pools of {columns} columns" if number else f"The pool of {columns} columns"
+        raise ConfigurationError(
+            f"{what} of evidence with what is found in them would take some {size >> 10} kB in one entry of the "
+            f"ledger, and {(MAX_BODY_BYTES - _REST) >> 10} is the most, with {members} members. Take fewer variables"
+            f"{' or environments' if number else ''}{', or features of fewer columns' * bool(study.encoding.blocks)}."
+        )
 
 
 def answers_needed(study: Study, members: int) -> int:

@@ -61,7 +61,7 @@ def borne(
     missing = {name: {k for k in answered if name in lacks.get(k, ())} for k in answered for name in lacks.get(k, ())}
     sets: list[tuple[str, ...]] = [(name,) for name in sorted(missing)]
     sets += combinations(sorted(missing), 2)
-    sets += [tuple(sorted(set(names) & set(missing))) for names in asked]
+    sets += [some for names in asked if (some := tuple(sorted(set(names) & set(missing))))]  # of the rest all have all
     silent, left, short = members - len(answered), faulty, dict[tuple[str, ...], int]()
     for names in sets:
         have = len(answered) - len(set[str]().union(*(missing[name] for name in names)))

@@ -96,14 +96,25 @@ def extension(graph: CausalGraph) -> CausalGraph | None:
     Dor & Tarsi (1992): take away a sink whose undirected neighbours see all its other neighbours, sinks tried
     in the order of the names, so that the answer depends on nothing but the graph.
     """
+    edges, left = _taken_apart(graph)
+    return None if left else CausalGraph.dag(edges, graph.nodes)
+
+
+def in_the_way(graph: CausalGraph) -> frozenset[str]:
+    """The nodes among which no DAG extends the graph: those that `extension` cannot take away, whatever it takes first.
+    Empty iff there is an extension; an edge that has not both ends among them has no part in it."""
+    return _taken_apart(graph)[1]
+
+
+def _taken_apart(graph: CausalGraph) -> tuple[list[Pair], frozenset[str]]:
     work, edges = _Partial.of(graph), list[Pair]()
     while work.parents:
         sink = next((node for node in sorted(work.parents) if not work.children[node] and _is_free(work, node)), None)
         if sink is None:
-            return None
+            break
         edges += [(other, sink) for other in work.around(sink)]
         work.remove(sink)
-    return CausalGraph.dag(edges, graph.nodes)
+    return edges, frozenset(work.parents)
 
 
 def nearest_extension(graph: CausalGraph) -> tuple[CausalGraph, frozenset[Triple]]:

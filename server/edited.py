@@ -15,6 +15,7 @@ from typing import Any
 from causaldao.audit.case import Case, ErasedError
 from causaldao.audit.edits import told
 from causaldao.edits import Standing
+from causaldao.enrolment import visible
 from causaldao.errors import LedgerError
 from causaldao.files import write_text
 from causaldao.ledger.log import Log
@@ -25,6 +26,7 @@ from causaldao.pictures.svg import draw
 from causaldao.server import edits
 from causaldao.signing import peek
 
+_LONGEST = 10_000  # characters of what is said of an edit
 _MEMBERS = ("member.admit", "member.rotate", "member.revoke")
 
 
@@ -112,10 +114,11 @@ def _notes(shown: dict[str, Any], found: Standing) -> dict[Pair, str]:
 
 
 def _said(shown: dict[str, Any]) -> list[str]:
-    """Each edit in words: what, who proposed it, why, and who voted for it."""
-    return [
+    """Each edit in words: what, who proposed it, why, and who voted for it; safe to be shown, as another wrote them."""
+    words = (
         f"{edit['change']} {' -> '.join(edit['edge'])}"
         f"{', proposed by ' + edit['proposer'] if edit['proposer'] else ', put by the operator'}: {edit['reason']} "
         f"(votes: {', '.join(edit['votes'])}{'; NOT made: ' + edit['problem'] if edit['problem'] else ''})"
         for edit in shown["edits"]
-    ]
+    )
+    return [visible(one, _LONGEST) for one in words]

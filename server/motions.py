@@ -317,6 +317,8 @@ class Motions:
 
 
 def _require_small(body: Mapping[str, Any]) -> None:
+    if "votes" in body:  # no part of what is voted on: two motions of one id would differ in it
+        raise IdentityError("A motion holds no votes yet: those of members come with the entry that records it.")
     if len(canonical(dict(body))) > MAX_BODY_BYTES:
         raise MisuseError(f"The motion is larger than {MAX_BODY_BYTES} bytes: give a shorter reason.")
 

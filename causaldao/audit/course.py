@@ -93,8 +93,8 @@ def bodies(case: Case, result: Audit) -> None:
     """No entry says more than its kind does: what nothing is computed of would stand there signed and unchecked."""
     for line in case.entries:
         case.last, also = line.index, ("study", *(("resumed_after",) if line.kind.startswith("study.") else ()))
-        if case.given.local and line.kind == "study.ballots":
-            also = (*also, "noise")  # as 'study.evidence' says it of the other studies
+        if case.given.local and line.kind == "study.ballots":  # the one release of such a study, as evidence else
+            also = (*also, "noise")
         if line.kind in SAYS and (odd := sorted(set(line.body) - {*SAYS[line.kind], *also})):
             what = f"the {line.kind!r} also says {', '.join(map(ascii, odd))}, which follows from nothing"
             result.faults.append(Fault(line.index, what))
@@ -181,6 +181,9 @@ def _approvals(case: Case, result: Audit) -> list[str]:
             result.faults.append(
                 Fault(case.last, f"the approval of {approval['member']} is not a word of its on this study")
             )
+        if said.member in present:  # counted twice it would raise what it takes to oppose, and who has a variable
+            result.faults.append(Fault(case.last, f"{said.member} approves the study twice"))
+            continue
         present.append(said.member)
     return sorted(present)
 

@@ -240,6 +240,16 @@ def _enlarge_roll(records: list[dict[str, Any]]) -> tuple[int, tuple[str, ...]]:
     return entry["index"], ("hospital-99",)
 
 
+def _approve_twice(records: list[dict[str, Any]]) -> tuple[int, tuple[str, ...]]:
+    """Eligible are all who approved: counted twice, a member would raise how many must oppose a mark."""
+    entry, roll = _of(records, "study.approved"), _of(records, "study.roll-call")["body"]["present"]
+    entry["body"]["approvals"].append(dict(entry["body"]["approvals"][-1]))
+    roll.append(roll[-1])
+    for mark in _of(records, "adopt")["body"]["consensus"]["marks"]:
+        mark["abstain"] += 1
+    return entry["index"], (roll[-1], "twice")
+
+
 def _forget_present(records: list[dict[str, Any]]) -> tuple[int, tuple[str, ...]]:
     entry = _of(records, "study.roll-call")
     entry["body"]["present"] = entry["body"]["present"][1:]
@@ -279,7 +289,7 @@ def _other_study(records: list[dict[str, Any]]) -> tuple[int, tuple[str, ...]]:
 FORGERIES = [
     _flip_mark, _claim_support, _turn_edge, _better_effect, _no_effects, _weigh_pool, _accuse, _propose_other, _exclude,
     _weights, _gram, _ragged_gram, _other_result, _other_rule, _release_other_model, _release_other_graph, _better_loss,
-    _enlarge_roll, _forget_present, _more_voters, _overspend, _spend_twice, _late_round, _other_study,
+    _enlarge_roll, _approve_twice, _forget_present, _more_voters, _overspend, _spend_twice, _late_round, _other_study,
 ]  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def test_an_edited_graph_is_not_the_one_that_an_auditor_computes(log: Log, case:
 def test_a_picture_of_an_edited_graph_does_not_say_so(log: Log, case: Case, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in case.folder.iterdir() if path.is_file()}
     decide(log, case, EDITS[0], min(case.members))
-    decide(log, case, {"edge": ["age", "pain"], "change": "remove", "reason": "<script>"})
+    decide(log, case, {"edge": ["age", "pain"], "change": "remove", "reason": "<script>\x00\u202e"})
     shown, found = edited.read(log, ASKED.hash)
     ballots = edited.ballots(log, ASKED.hash)
     assert set(ballots) == set(case.members)
@@ -125,10 +125,11 @@ def test_a_picture_of_an_edited_graph_does_not_say_so(log: Log, case: Case, tmp_
     assert json.loads(files[0].read_text()) == shown
     picture, html = files[1].read_text(), files[2].read_text()
     assert "edited by vote: reverse dose -&gt; age, proposed by " in picture
-    assert "edited by vote: remove age -&gt; pain, put by the operator: &lt;script&gt; (v" in picture
+    assert "edited by vote: remove age -&gt; pain, put by the operator: &lt;script&gt;" in picture
     assert "the graph after 2 edits by vote" in html
     assert f"proposed by {min(case.members)}: age comes first (votes: {', '.join(sorted(case.members))})" in html
     assert "put by the operator: &lt;script&gt;" in html
+    assert not {"\x00", "\u202e"} & {*picture, *html}, "a browser turns round or cuts off what follows"
     assert "edited by vote" in html
     assert {path.name: path.read_bytes() for path in case.folder.iterdir() if path.is_file()} == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -254,6 +255,34 @@ def test_a_proposal_without_an_order_is_adopted() -> None:
     square = CausalGraph.cpdag(undirected=[("a", "b"), ("b", "c"), ("c", "d"), ("a", "d")])
     with pytest.raises(ConfigurationError, match="no DAG extension"):
         adopt(_proposal(square), {}, ConsensusRule(0.6, 0, 3))
+
+
+def test_a_square_that_no_dag_has_takes_away_links_elsewhere() -> None:
+    """A square without a collider gives up one of its own links. The chain beside it has fewer supporters, and no part
+    in what does not stand."""
+    chain = [("v", "w"), ("w", "x"), ("x", "y")]
+    graphs = {
+        name: CausalGraph.cpdag(camp.directed, [*camp.undirected, *([] if name == "camp-a" else chain)], "abcdvwxy")
+        for name, camp in _camps().items()
+    }
+    found = adopt(*local_ballots(graphs), ConsensusRule(0.6, 0, 4, local=True)).pattern.skeleton()
+    assert found >= set(chain)
+    assert len(found) == len(chain) + 3
+
+
+def test_links_at_odds_with_each_other_take_all_day() -> None:
+    """Where members miss links at random, hundreds of marks that passed contradict each other. (Judged from the start
+    after each link that was given up, this took minutes.)"""
+    rng, names = np.random.default_rng(0), [f"v{k:02}" for k in range(80)]
+    edges = sorted({(names[a], names[b]) for a, b in np.sort(rng.integers(0, 80, (120, 2))).tolist() if a != b})
+    graphs = {
+        f"m{k}": cpdag_of(CausalGraph.dag([edge for edge in edges if rng.random() > 0.3], names)) for k in range(9)
+    }
+    proposal, ballots = local_ballots(graphs)
+    began = time.process_time()
+    found = adopt(proposal, ballots, ConsensusRule(0.51, 0, 9, local=True))
+    assert time.process_time() - began < 5
+    assert extension(found.pattern) is not None
 
 
 def test_a_struck_shield_makes_the_graph_something_else() -> None:

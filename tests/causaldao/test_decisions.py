@@ -19,9 +19,12 @@ from causaldao.decisions import (
     require_members,
     update_size,
 )
-from causaldao.errors import GuaranteeError
-from causaldao.signing import digest
+from causaldao.errors import ConfigurationError, GuaranteeError
+from causaldao.ledger.entry import MAX_BODY_BYTES
+from causaldao.models.discovery.evidence import Evidence
+from causaldao.signing import canonical, digest
 from tests.causaldao.cases import study
+from tests.simulations.planted_environments import study as declared
 
 RULES = ["arc+caf", "bucketing+caf", "arc+centred-clipping", "nnm+trimmed-mean"]
 
@@ -92,6 +95,28 @@ def test_a_rule_that_nothing_is_aggregated_by_counts() -> None:
         require_members(trained, 6)
     assert answers_needed(trained, 8) == 7
     assert least_members(study(aggregation={"rule": "mean", "pool": "mean"}, consensus={"faulty": 3})) == 4
+
+
+def test_evidence_is_paid_for_that_no_entry_can_hold() -> None:
+    def wide(number: int, **tables: Any) -> Any:
+        variables = [{"name": f"v{k}", "kind": "continuous", "bounds": [-1, 1]} for k in range(number)]
+        return declared({}, variables=variables, effects=[], **tables)
+
+    size, generator = 480, torch.Generator().manual_seed(0)
+    drawn = torch.randn(size + 1, size + 1, generator=generator, dtype=torch.float64) / 3
+    moments = drawn + drawn.T + 1e4 * torch.eye(size + 1, dtype=torch.float64)
+    pooled = Evidence(tuple(f"v{k}" for k in range(size)), moments).to_json()
+    assert len(canonical(pooled)) > MAX_BODY_BYTES
+    require_members(wide(460), 5)
+    require_members(wide(480, discovery={"evidence": "local"}), 8)  # nothing is pooled
+    with pytest.raises(ConfigurationError, match="The pool of 480 columns"):
+        require_members(wide(480), 5)
+    with pytest.raises(ConfigurationError, match=r"The pool of 540 columns.*or features of fewer columns"):
+        require_members(wide(60, discovery={"features": "fourier"}), 5)
+    many = [{"name": f"e{k}".ljust(40, "x"), "targets": []} for k in range(100)]
+    require_members(wide(20, environments=many), 300)
+    with pytest.raises(ConfigurationError, match=r"101 pools of 34 columns.*or environments"):
+        require_members(wide(34, environments=many), 300)
 
 
 def test_a_study_without_liars_or_training_is_warned_of() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from causaldao import graph_ballots
+from causaldao.ballots import Proposal
 from causaldao.errors import ConfigurationError, IdentityError
 from causaldao.graph_ballots import GraphBallot, abstention, ballot_from, decide_local_adoption, votes_of
 from causaldao.models.discovery.evidence import Evidence
@@ -125,6 +126,18 @@ def test_noise_that_leaves_nothing_ends_the_study() -> None:
     assert _read(ballot.to_json(STUDY)) == ballot
     _, votes = votes_of(STUDY, {"own": ballot, "full": GraphBallot(TRUTH)}, 2)
     assert {key for key, vote in votes["own"].votes.items() if vote} == {"a - b"}
+
+
+@pytest.mark.parametrize("error", [np.linalg.LinAlgError("Singular matrix"), IndexError(), MemoryError()])
+def test_what_fails_on_some_noise_is_drawn_a_second_time(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether discovery failed is told of noise that was drawn; an answer after another draw would tell of two."""
+
+    def fails(*_: object) -> Proposal:
+        raise error
+
+    monkeypatch.setattr("causaldao.graph_ballots.proposal_from", fails)
+    rng = np.random.default_rng(0)
+    assert ballot_from(STUDY, moments(rng, STUDY, CausalGraph.dag([("a", "b")], "abcd"))).abstains == "data"
 
 
 def test_a_ballot_that_nobody_reads_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,6 +293,17 @@ def test_silent_members_stall_a_study_that_had_enough(faulty: int) -> None:
         borne("multi-krum", lacks, members[faulty + 1 :], 30, faulty)
 
 
+def test_a_study_whose_variables_all_have_needs_more_members_for_its_questions() -> None:
+    """9 members bear f = 3 (2f + 3), as they did before anybody could lack anything; 3f + 1 is for what some lack."""
+    asked = study(faulty=3, may_lack=(), effects=[{"treatment": "a", "outcome": "f", "adjustment": ["b"]}])
+    assert require_held(asked, {}, MEMBERS[:9], 9) == 3
+    assert require_held(asked, {}, MEMBERS[:9], 10) == 3
+    drawn = np.random.default_rng(0)
+    found = decide_pool(asked, sites(drawn, asked, {}, rows=300), 10)
+    nine = {name: one for name, one in sites(drawn, asked, {}, rows=300).items() if name != MEMBERS[9]}
+    assert (found.faulty, decide_pool(asked, nine, 10).faulty, decide_pool(asked, nine, 9).faulty) == (3, 3, 3)
+
+
 def test_the_rule_leaves_a_pair_to_those_who_may_lie() -> None:
     evidence = sites(np.random.default_rng(9), STUDY, LACKS)
     lacks = {**LACKS, MEMBERS[5]: ("c",)}

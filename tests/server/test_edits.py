@@ -122,6 +122,15 @@ SENSELESS: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
+def test_an_edit_brings_votes_of_its_own(home: Home) -> None:
+    """They are no part of its id, so that others' votes went when it was put again with other ones."""
+    row = propose(home, edit("reverse", "age", "dose", "ada"))
+    vote(home, row, "bob")
+    with pytest.raises(IdentityError, match="holds no votes"):
+        propose(home, {**row.body, "votes": []})
+    assert list(only(home).votes) == ["ada", "bob"]
+
+
 def test_an_edit_that_makes_no_sense_is_put(home: Home) -> None:
     for body, error, match in SENSELESS:
         with pytest.raises(error, match=match):
