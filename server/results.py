@@ -33,6 +33,9 @@ from causaldao.study import Study
 
 _NO_POOL: Mapping[str, Any] = {"accused": (), "excluded": (), "counts": {}}  # of a study of local ballots
 _MOST_DRAWN = 20  # marks of local mode that did not enter
+_ARROW = (
+    "Its direction comes from comparing environments, which no member's own evidence can: the votes are on the link."
+)
 _CHECKPOINTS = 50  # the last ones that are listed
 Reference = Callable[[Mapping[str, Any]], float | None]
 """The pooled, non-private answer to one effect of the result, where somebody holds all rows."""
@@ -98,6 +101,7 @@ def write(out: Path, result: Mapping[str, Any], coordinator: Coordinator) -> Non
     text = page(
         pattern, title=f"{asked['name']}: the adopted graph", subtitle=asked["question"], marks=shown,
         votes=coordinator.votes(), treatment=treatment, outcome=outcome, report=True,
+        directed={(min(pair), max(pair)): _ARROW for pair in result["graph"].get("arrows", ())},
     )  # fmt: skip
     write_text(out / "graph.html", text)
     model = coordinator.model()
@@ -247,11 +251,11 @@ def _warnings(study: Study, state: State) -> list[str]:
         )
     read = [one for one in _environments(study, state) if one["effects"]] if study.environments else []
     if read:
-        count = sum(state.pool["environments"][one["name"]]["evidence"]["moments"][0][0] for one in read)
+        pools = [state.pool["environments"][one["name"]] for one in read]
+        count, kept = sum(pool["evidence"]["moments"][0][0] for pool in pools), sum(len(pool["kept"]) for pool in pools)
         warnings.append(
             f"Effects are read where nothing was acted on: in {' and '.join(repr(one['name']) for one in read)}, from "
-            f"evidence worth {count:.0f} records, {sum(len(one['members']) for one in read)} of "
-            f"{len(state.present)} members."
+            f"evidence worth {count:.0f} records of {kept} of {len(state.present)} members."
             + (" Of environments read together no bound on liars is stated." if len(read) > 1 else "")
         )
     if len(accused) > faulty:

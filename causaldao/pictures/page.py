@@ -43,18 +43,21 @@ def page(
     outcome: str | None = None,
     report: bool = False,
     notes: Mapping[Pair, str] = MappingProxyType({}),
+    directed: Mapping[Pair, str] = MappingProxyType({}),
 ) -> str:
     """The text of the page; the same arguments give the same text.
 
     ``marks`` are the votes as `result.json` holds them, ``votes`` each member's own by the key of the mark (+1, 0, -1),
     so that a click tells who voted how. Of a discovery, ``probabilities`` and ``explanations`` are shown instead. A
     link's width is its support, or its probability. ``report`` links back to `report.html` beside it. ``notes`` are
-    said of a link, by its sorted pair, beside all else.
+    said of a link, by its sorted pair, beside all else; ``directed`` says likewise what a direction rests on.
 
     Raises:
         ConfigurationError: a mark, the treatment or the outcome names a variable that the graph lacks.
     """
-    content = payload(graph, marks, votes, probabilities, explanations, treatment, outcome, notes) | {"file": "graph"}
+    content = payload(graph, marks, votes, probabilities, explanations, treatment, outcome, notes, directed) | {
+        "file": "graph"
+    }
     library, script = _asset("vendor/cytoscape.min.js"), _asset("graph.js")
     return Template(_asset("graph.html")).substitute(
         hashes=" ".join(map(_hash, (library, script))),
@@ -77,6 +80,7 @@ def payload(
     treatment: str | None = None,
     outcome: str | None = None,
     notes: Mapping[Pair, str] = MappingProxyType({}),
+    directed: Mapping[Pair, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What the page shows, as plain data: nodes, edges, colliders, what is contested, and the legend."""
     boxes, bends = places(graph, marks, treatment=treatment, outcome=outcome)
@@ -85,16 +89,20 @@ def payload(
     found = _Found(graph, marks, votes or {}, probabilities, {e.pair: e for e in explanations}, notes)
     edges = list(found.edges())
     for edge in edges:
+        ends = edge["from"], edge["to"]
+        edge["why"] += [directed[pair] for pair in [(min(ends), max(ends))] if pair in directed]
+    for edge in edges:
         edge["bends"] = _bent(boxes, bends.get(frozenset((edge["from"], edge["to"])), ()), edge)
     colliders = [
         {"node": mark["nodes"][1], "name": _collider(mark), "status": mark["status"], "votes": found.tally(mark)}
         for mark in marks
         if mark["kind"] == "collider"
     ]
+    few = any("needed" in mark for mark in marks)  # local mode
     return {
-        "nodes": nodes, "edges": edges, "colliders": colliders, "contested": list(_contested(edges, colliders)),
+        "nodes": nodes, "edges": edges, "colliders": colliders, "contested": list(_contested(edges, colliders, few)),
         "weighed": any(edge["weight"] is not None for edge in edges), "weightName": found.weight_name,
-        "legend": list(_legend(edges, found.weight_name, any("needed" in mark for mark in marks))), "hint": found.hint,
+        "legend": list(_legend(edges, found.weight_name, few)), "hint": found.hint,
     }  # fmt: skip
 
 
@@ -220,7 +228,9 @@ def _marked(pair: Pair, marks: str) -> str:
     return str(next(iter(CausalGraph.pag({pair: marks}).edges)))
 
 
-def _contested(edges: Sequence[Mapping[str, Any]], colliders: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _contested(
+    edges: Sequence[Mapping[str, Any]], colliders: Sequence[Mapping[str, Any]], few: bool
+) -> Iterator[dict[str, Any]]:
     for index, edge in enumerate(edges):
         if edge["status"] != "adopted":
             yield {"name": edge["name"], "short": edge["short"], "edge": index, "node": None}
@@ -228,7 +238,7 @@ def _contested(edges: Sequence[Mapping[str, Any]], colliders: Sequence[Mapping[s
         if mark["status"] == "contested":
             votes = mark["votes"]
             asked = votes["support"] + votes["oppose"] + votes["abstain"]
-            short = f"{votes['support']}/{asked}, contested"
+            short = f"{votes['support']}/{asked}, {_FEW if few else 'contested'}"
             yield {"name": mark["name"], "short": short, "edge": None, "node": mark["node"]}
 
 
@@ -248,7 +258,8 @@ def _legend(edges: Sequence[Mapping[str, Any]], weight: str, few: bool) -> Itera
     if "struck" in states:
         yield {"marks": "--", "status": "struck", "text": _FEW if few else "struck: too many opposed"}
     if weight == "support":
-        yield {"marks": None, "text": "8/10 and width: members whose evidence supports the link / members asked"}
+        whose = "graph has" if few else "evidence supports"
+        yield {"marks": None, "text": f"8/10 and width: members whose {whose} the link / members asked"}
     if weight == "probability":
         yield {"marks": None, "text": "0.97 and width: share of the draws of the evidence in which the two are linked"}
 

@@ -556,8 +556,10 @@ def _keys(links: Sequence[_Link]) -> Iterator[tuple[_Link | None, str]]:
     if struck:
         few = "needed" in struck[0]
         yield replace(plain, contested=True, struck=True), "too few support it" if few else "struck: too many opposed"
-    if any(link.mark is not None for link in links):
-        yield None, "8/10: members whose evidence supports the link / members asked"
+    marked = [link.mark for link in links if link.mark is not None]
+    if marked:
+        whose = "graph has" if "needed" in marked[0] else "evidence supports"
+        yield None, f"8/10: members whose {whose} the link / members asked"
     if any(link.mark is None and link.share is not None for link in links):
         yield None, "0.97: share of the draws of the evidence in which the two are linked"
 

@@ -299,3 +299,7 @@ def test_a_mark_that_nobody_proposed_is_struck() -> None:
     ] == ["too few support it"]
     old = payload(graph, [{**{k: v for k, v in mark.items() if k != "needed"}, "strength": 0.1, "status": "contested"}])
     assert old["edges"][0]["short"] == "2/5, struck"
+    spoken = {**mark, "kind": "collider", "nodes": ["a", "b", "a"], "status": "contested"}
+    assert payload(graph, [spoken])["contested"][0]["short"] == "2/5, too few support it"
+    assert "members whose graph has the link" in found["legend"][-1]["text"]
+    assert "members whose evidence supports the link" in old["legend"][-1]["text"]

@@ -133,7 +133,7 @@ def test_a_mark_with_too_few_supporters_is_struck_by_opponents() -> None:
     ]  # fmt: skip
     shared = picture.draw(CausalGraph.cpdag(nodes="abc"), [{**mark, "strength": 0.1} for mark in marks])
     local = picture.draw(CausalGraph.cpdag(nodes="abc"), [{**mark, "needed": 3} for mark in marks])
-    for words in ("a and b: struck", "struck: too many opposed", "Contested: a"):
+    for words in ("a and b: struck", "struck: too many opposed", "Contested: a", "members whose evidence supports"):
         assert words in shared
         assert words not in local
     for words in ("a and b: too few", "too few support it", "Too few: a"):
