@@ -338,7 +338,7 @@ def _without_levels() -> dict[str, Any]:
     return value
 
 
-def _with(table: str, keys: Any) -> dict[str, Any]:
+def _mixed_with(table: str, keys: Any) -> dict[str, Any]:
     return {**_mixed(), table: keys}
 
 
@@ -349,8 +349,8 @@ def _with(table: str, keys: Any) -> dict[str, Any]:
     (_mixed(clip=9.0), ("clip", "4 features")),
     (_mixed(waves=4), ("['waves']", "'fourier'", "leave them out")),
     (_mixed(features="fourier", waves=1), ("discovery.waves",)),
-    (_with("training", {"rounds": 1}), ("training.rounds = 0", "['ward']")),
-    (_with("effects", [{"treatment": "ward", "outcome": "pain"}]), ("['ward']", "binary variable")),
+    (_mixed_with("training", {"rounds": 1}), ("training.rounds = 0", "['ward']")),
+    (_mixed_with("effects", [{"treatment": "ward", "outcome": "pain"}]), ("['ward']", "binary variable")),
 ])  # fmt: skip
 def test_features_that_a_study_cannot_use_are_proposed(value: dict[str, Any], words: tuple[str, ...]) -> None:
     with pytest.raises(ConfigurationError) as caught:
