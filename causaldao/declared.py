@@ -65,7 +65,9 @@ class Declaration:
             acted_on = ", ".join(sorted(self.targets(study))) or "nothing"
             found.append(f"its records are of environment {self.environment!r}, which acts on {acted_on}")
         if study.members.may_lack:
-            found.append(f"it lacks {', '.join(self.lacks) or 'no variable'}")
+            found.append(
+                f"it lacks {', '.join(self.lacks)}, which is not read" if self.lacks else "it lacks no variable"
+            )
         return found
 
     def voting(self, study: Study) -> dict[str, Any]:

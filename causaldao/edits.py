@@ -35,6 +35,7 @@ from causaldao.signing import canonical, sha256
 from causaldao.study import Study
 
 KIND = "federation.edit"
+ENTRIES = ("study.proposed", "adopt", KIND)  # from which a study's graph follows
 CHANGES = ("add", "remove", "reverse")
 MAX_REASON = 1000  # characters
 _LISTED = 20  # names in a message

@@ -93,9 +93,7 @@ def borne_by(settings: Settings, members: int, silent: int) -> int:
     GuaranteeError
         neither: these members cannot be compared.
     """
-    if (
-        settings.rule not in RULES or settings.rule == "mean"
-    ):  # `pool` says what is wrong with a rule; the mean has none
+    if settings.rule == "mean" or settings.rule not in RULES:  # the mean has no bound; `pool` refuses an unknown rule
         return settings.faulty
     return faults_left(RULES[settings.rule], members + silent, settings.faulty, members)
 

@@ -136,6 +136,15 @@ def votes_of(study: Study, ballots: Mapping[str, GraphBallot], eligible: int) ->
     return local_ballots(graphs, {name: ballot.absent for name, ballot in ballots.items()}, listed)
 
 
+def votes_cast(study: Study, said: Mapping[str, Any], eligible: int) -> dict[str, dict[str, int]]:
+    """How each member voted, by the key of the mark: +1, 0 or -1; ``said`` are the bodies of the recorded ballots, of
+    either way to vote."""
+    if not study.local:
+        return {name: dict(body["votes"]) for name, body in said.items()}
+    graphs = {name: GraphBallot.from_json(body, study) for name, body in said.items()}
+    return {name: dict(ballot.votes) for name, ballot in votes_of(study, graphs, eligible)[1].items()}
+
+
 def decide_local_adoption(study: Study, ballots: Mapping[str, GraphBallot], eligible: int) -> Consensus:
     """Adoption under the study's threshold, fault bound and knowledge, by the members of the roll call."""
     rule = _rule(study, eligible)

@@ -443,8 +443,6 @@ def _review_text(data: dict[str, Any]) -> str:
         lines.append("  PAST ITS CAP: the node would refuse the study, approved or not")
     if data["simulation"]:
         lines.append("  the study is a simulation: noise is seeded on a node whose own file says so")
-    if data["lacks"]:
-        lines.append(f"  declared to all as lacking, and not read here: {', '.join(data['lacks'])}")
     if data["mismatches"]:
         lines.append("  node.toml does not fit it; until it does, the node refuses the study, approved or not:")
         lines += [f"    - {mismatch}" for mismatch in data["mismatches"]]

@@ -18,14 +18,12 @@ from typing import Any
 
 from causaldao.client import enrolment
 from causaldao.client.enrolment import PATIENCE, Patience
-from causaldao.edits import KIND, Standing, standing
+from causaldao.edits import ENTRIES, Standing, standing
 from causaldao.errors import IdentityError, LedgerError, ProofError
 from causaldao.ledger import merkle
 from causaldao.ledger.note import LOG, Checkpoint, Verifier, open_note
 from causaldao.signing import VerifyKey
 from causaldao.trail import Shown, Trail
-
-_KINDS = ("study.proposed", "adopt", KIND)
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def _proven(entry: Shown, checkpoint: Checkpoint) -> _Line:
         )
         value = json.loads(entry.record)
         line = _Line(value["index"], value["kind"], value["body"])
-        fits = line.index == entry.index and line.kind in _KINDS and isinstance(line.body, dict)
+        fits = line.index == entry.index and line.kind in ENTRIES and isinstance(line.body, dict)
     except (ProofError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise IdentityError(f"Entry {entry.index} is shown as one on the graph, and is not proven: {error}.") from error
     if not fits:

@@ -18,7 +18,7 @@ from causaldao.children import born
 from causaldao.client import approvals
 from causaldao.client.answers import Answers
 from causaldao.client.config import FEDERATION_FILE, NODE_FILE, NodeConfig, read_text
-from causaldao.client.fit import declaration, declared_lacks, study_mismatches
+from causaldao.client.fit import declaration, study_mismatches
 from causaldao.client.node import Node
 from causaldao.client.privacy.journal import Journal
 from causaldao.client.receipts import Receipts
@@ -68,7 +68,7 @@ def review(config: NodeConfig, folder: Path, study: Study) -> dict[str, Any]:
         "federation": config.federation, "coordinator": _coordinator(config), "simulation": about.simulation,
         "releases": approvals.releases(study), "epsilon": planned.epsilon, "delta": planned.delta,
         "lifetime": {"dataset": config.dataset, "after": after, **cap.model_dump(), "fits": after <= cap.epsilon},
-        "declares": [] if declares is None else declares.words(study), "lacks": list(declared_lacks(config, study)),
+        "declares": [] if declares is None else declares.words(study),
         "mismatches": unfit, "decision": decision(config, folder, study.hash),
     }  # fmt: skip
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from causaldao.ballots import Ballot, Proposal, recheck
-from causaldao.declared import Declaration, expected, misplaced
+from causaldao.declared import Declaration, expected, lacks_of, misplaced
 from causaldao.errors import IdentityError
 from causaldao.estimates import Functions, of_member
 from causaldao.graph_ballots import GraphBallot
@@ -39,6 +39,7 @@ def approval(study: Study) -> Check:
 def evidence(book: Book) -> Check:
     """Evidence is a release that can be read as moments, of a number of records that somebody can have, and of features
     that some record has."""
+    lacks = lacks_of(book.declared)
 
     def check(statement: Statement, parcel: Parcel) -> None:
         fields(statement.body, {"noise": str})
@@ -46,7 +47,7 @@ def evidence(book: Book) -> Check:
         found, most = book.evidence_of(parcel.tensors["moments"]), _MOST * book.study.members.n_max
         if found.count > most:
             raise IdentityError(f"The evidence claims {found.count:.4g} records, over {_MOST} times the study's n_max.")
-        if said := misplaced(found, book.lacks.get(statement.member, ())):
+        if said := misplaced(found, lacks.get(statement.member, ())):
             raise IdentityError(f"The evidence has moments of {names_of(said)}, which its member said it lacks.")
         encoding = book.study.encoding
         if isinstance(encoding, FeatureMap) and (wrong := encoding.impossible(found)):

@@ -53,7 +53,7 @@ from causaldao.errors import (
     LedgerError,
     NetworkError,
 )
-from causaldao.graph_ballots import GraphBallot, decide_local_adoption, votes_of
+from causaldao.graph_ballots import GraphBallot, decide_local_adoption, votes_cast
 from causaldao.ledger.entry import Entry
 from causaldao.ledger.log import Log
 from causaldao.members import Roster, quorum
@@ -223,7 +223,7 @@ class Coordinator:
             self.state.noise[name] = reply.statement.body["noise"]
         entries = self._book.spoken("evidence", accepted)
         spends = self._book.spends("evidence", 0, self._asker.asked)
-        decided = decide_pool(self.study, evidence, len(self.roster.members), self._declared)
+        decided = decide_pool(self.study, evidence, len(self.roster.members), self._book.declared)
         proposal = decide_proposal(self.study, decided)
         self.progress(Event("pool", f"kept {len(decided.kept)}, accused {names_of(decided.accused)}", 1, 1))
         self.state.pool = {**decided.to_json(), "counts": {name: e.count for name, e in sorted(evidence.items())}}
@@ -234,7 +234,7 @@ class Coordinator:
 
     def _gather_ballots(self) -> None:
         voters = sorted(self.state.pool["counts"])
-        voting = {name: said.voting(self.study) for name, said in self._declared.items()}
+        voting = {name: said.voting(self.study) for name, said in self._book.declared.items()}
         check = checks.ballot(self._proposal, self._book.evidence(), self.study.consensus.level, voting)
         body = {"proposal": self.state.proposal}
         accepted = self._collect("ballot", 0, body, voters, check=check, phase="ballots")
@@ -269,10 +269,7 @@ class Coordinator:
 
     def votes(self) -> dict[str, dict[str, int]]:
         """How each member voted, by the key of the mark: +1, 0 or -1. Ballots are public."""
-        if self.study.local:
-            _, ballots = votes_of(self.study, self.graphs(), len(self.state.present))
-            return {name: dict(ballot.votes) for name, ballot in ballots.items()}
-        return {name: dict(said["votes"]) for name, said in self._book.ballots().items()}
+        return votes_cast(self.study, self._book.ballots(), len(self.state.present))
 
     def _adopt(self) -> None:
         proposal = self._proposal
@@ -463,12 +460,6 @@ class Coordinator:
             name: epsilon_of([Spend(**spend) for spend in spends], delta)
             for name, spends in sorted(self.state.spent.items())
         }
-
-    @property
-    def _declared(self) -> dict[str, Declaration]:
-        """What each member declared at the roll call."""
-        found = self.state.declared
-        return {name: Declaration.from_json(self.study, found.get(name, {})) for name in self.state.present}
 
     @property
     def _proposal(self) -> Proposal:

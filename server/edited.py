@@ -18,7 +18,7 @@ from causaldao.edits import Standing
 from causaldao.enrolment import visible
 from causaldao.errors import LedgerError
 from causaldao.files import write_text
-from causaldao.graph_ballots import GraphBallot, votes_of
+from causaldao.graph_ballots import votes_cast
 from causaldao.ledger.log import Log
 from causaldao.ledger.verify import Line, Report
 from causaldao.models.graph import Pair
@@ -67,12 +67,9 @@ def write(out: Path, shown: dict[str, Any], found: Standing, votes: dict[str, di
 def ballots(log: Log, study: str) -> dict[str, dict[str, int]]:
     """How each member voted in a study, by the key of the mark: +1, 0 or -1."""
     lines, asked = log.entries(kinds=("ballot",), study=study), edits.stands(log, study).study
+    present = [name for line in log.entries(kinds=("study.roll-call",), study=study) for name in line.body["present"]]
     said = {line.body["member"]: peek(line.body["envelope"].encode()).body for line in lines}
-    if not asked.local:
-        return {member: dict(body["votes"]) for member, body in said.items()}
-    (called,) = log.entries(kinds=("study.roll-call",), study=study)
-    graphs = {member: GraphBallot.from_json(body, asked) for member, body in said.items()}
-    return {member: dict(own.votes) for member, own in votes_of(asked, graphs, len(called.body["present"]))[1].items()}
+    return votes_cast(asked, said, len(present))
 
 
 def _case(log: Log, found: Standing) -> Case:

@@ -6,12 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from causaldao.edits import KIND, MAX_REASON, Standing, Step, standing
+from causaldao.edits import ENTRIES, MAX_REASON, Standing, Step, standing
 from causaldao.errors import CausalDAOError, MisuseError
 from causaldao.ledger.log import Log, Recorded
 from causaldao.trail import Shown, Trail
-
-ENTRIES = ("study.proposed", "adopt", KIND)
 
 
 def stands(log: Log, study: str) -> Standing:

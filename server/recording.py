@@ -17,6 +17,7 @@ import numpy as np
 from causaldao.aggregation import Aggregate
 from causaldao.budget import RELEASES, plan
 from causaldao.decisions import Learnt
+from causaldao.declared import Declaration
 from causaldao.errors import CausalDAOError, ConfigurationError
 from causaldao.ledger.entry import STUDY_STATES, Entry
 from causaldao.ledger.log import Log, Recorded
@@ -286,10 +287,10 @@ class Book:
         return found
 
     @property
-    def lacks(self) -> dict[str, tuple[str, ...]]:
-        """What each member said at the roll call that it does not have; those who lack nothing left out."""
-        said = {name: tuple(one.get("lacks", ())) for name, one in self.state.declared.items()}
-        return {name: lacking for name, lacking in said.items() if lacking}
+    def declared(self) -> dict[str, Declaration]:
+        """What each member declared at the roll call."""
+        said = self.state.declared
+        return {name: Declaration.from_json(self.study, said.get(name, {})) for name in self.state.present}
 
     def evidence_of(self, triangle: Any) -> Evidence:
         """The evidence in a released upper triangle."""

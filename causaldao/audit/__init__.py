@@ -78,7 +78,8 @@ def _audit_study(report: Report, proposed: Line) -> Audit:
         result.faults.append(Fault(proposed.index, "no entry carries the study that its hash names"))
         return result
     case = Case(report, study, proposed.index, last=proposed.index)
-    for check in (*course.CHECKS, *graph.CHECKS, *effects.CHECKS, *training.CHECKS, *edits.CHECKS):
+    voted = graph.LOCAL if study.local else graph.CHECKS
+    for check in (*course.CHECKS, *voted, *effects.CHECKS, *training.CHECKS, *edits.CHECKS):
         try:
             check(case, result)
         except ErasedError as error:

@@ -25,7 +25,7 @@ from causaldao.models.graph import CausalGraph
 
 def pool(case: Case, result: Audit) -> None:
     line = case.one("pool")
-    if line is None or case.given.local:  # `local` names a pool that no such study has
+    if line is None:
         return
     given, said = case.evidence, case.declared  # read first: what is wrong with them is told of their own entries
     case.last = line.index
@@ -48,7 +48,7 @@ def pool(case: Case, result: Audit) -> None:
 
 def proposal(case: Case, result: Audit) -> None:
     line = case.one("pool")
-    if line is None or case.given.local:
+    if line is None:
         return
     expected = decide_proposal(case.given, case.pool)
     assert case.proposal is not None
@@ -81,7 +81,7 @@ def _as_good(case: Case, recorded: CausalGraph, expected: Proposal) -> bool:
 
 
 def ballots(case: Case, result: Audit) -> None:
-    proposal = None if case.given.local else case.proposal
+    proposal = case.proposal
     if proposal is None:
         return
     for member, (line, _) in case.words("ballot").items():
@@ -102,7 +102,7 @@ def ballots(case: Case, result: Audit) -> None:
 def adoption(case: Case, result: Audit) -> None:
     line = case.one("adopt")
     called = case.one("study.roll-call")
-    if line is None or called is None or case.given.local or case.proposal is None:
+    if line is None or called is None or case.proposal is None:
         return
     consensus = _recorded_or_first(line.body["consensus"], _adoptions(case, line, len(called.body["present"])))
     effects = estimate_effects(case.given, case.answers[0], consensus, case.answers[1], case.among_holders)
@@ -143,8 +143,6 @@ def _recorded_or_first(recorded: Any, possible: Iterator[Consensus]) -> Consensu
 def local(case: Case, result: Audit) -> None:
     """A study of local ballots: each is a graph that can be counted, nothing was pooled, and the adoption is their
     count."""
-    if not case.given.local:
-        return
     for kind in ("evidence", "pool", "effects", "estimate", "update", "aggregate"):
         odd = [line.index for line in case.lines(kind)]
         result.faults += [Fault(index, f"the study is of local ballots: it has no {kind}") for index in odd]
@@ -179,4 +177,4 @@ def _same_released(case: Case, adopted: Line, result: Audit) -> None:
         result.faults.append(Fault(released.index, "the released graph is not the adopted one"))
 
 
-CHECKS = (pool, proposal, ballots, adoption, local)
+CHECKS, LOCAL = (pool, proposal, ballots, adoption), (local,)  # of the two ways to vote

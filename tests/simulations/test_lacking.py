@@ -209,7 +209,7 @@ def test_a_mapping_without_what_is_lacking_does_not_fit(tmp_path: Path) -> None:
     config, folder = node(tmp_path, "abdef", lacks=["c"], mapping=mapping)
     assert check_study(config, folder, ASKED) == ()
     shown = review(config, folder, ASKED)
-    assert (shown["mismatches"], shown["lacks"]) == ([], ["c"])
+    assert (shown["mismatches"], shown["declares"]) == ([], ["it lacks c, which is not read"])
     config, folder = node(tmp_path, "abdef", mapping=mapping)
     (mismatch,) = review(config, folder, ASKED)["mismatches"]
     assert 'lacks = ["c"]' in mismatch
